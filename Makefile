@@ -1,0 +1,55 @@
+# The pipeline's commands. Each sets up .venv by itself, once: see `make help`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed$(if $(CUDA),-cuda)
+LOCK := requirements$(if $(CUDA),-cuda).txt
+
+COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.10 \
+	--generate-hashes --no-header --no-annotate
+
+# Stages are started by DVC as `python -m stages...`: the environment's Python comes first.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test repro check lock clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make CUDA=1 ...  the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
+
+setup: $(STAMP)  ## install the locked, hashed packages into .venv
+
+$(STAMP): $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else \
+		f"error: Python 3.10 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV), once; this takes a few minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@touch $@
+
+demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
+	@python -m stages.shared.params
+	@dvc repro plot@shapes
+	@python -m tools.show shapes
+
+test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor servers
+	@python -m pytest
+
+repro: $(STAMP)  ## bring every result up to date: dvc repro
+	@python -m stages.shared.params
+	@dvc repro
+
+check: $(STAMP)  ## lint, formatting and types
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files
+	@$(COMPILE) --extra dev --output-file requirements.txt
+	@$(COMPILE) --extra dev --extra cuda --output-file requirements-cuda.txt
+
+clean:  ## remove checkpoints, partial downloads and half-written outputs
+	@rm -rf checkpoints downloads
+	@find data results -name '*.partial' -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,147 @@
+"""Stage download@D: a dataset's training and test arrays, verified.
+
+    python -m stages.download DATASET --train FOLDER --test FOLDER
+
+Where the environment variable CIFAR_MIRROR names a folder or an address prefix, archives are looked
+for there first. It is the machine's business, so it is not a parameter.
+"""
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+import requests
+import tenacity
+from tqdm import tqdm
+
+from stages.shared import params
+from stages.shared.dataset import save_split
+from stages.shared.stage import StageError, outputs, run
+
+DOWNLOADS = Path("downloads")  # git-ignored: what a cut connection left, to be resumed
+ATTEMPTS = 5
+TIMEOUT_SECONDS = 30
+RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Download a dataset and check every byte.")
+    parser.add_argument("dataset", help="a key of params.yaml's datasets")
+    parser.add_argument("--train", type=Path, required=True, help="the training split's folder")
+    parser.add_argument("--test", type=Path, required=True, help="the test split's folder")
+    args = parser.parse_args()
+
+    config = params.load().dataset(args.dataset).model_dump()
+    source = importlib.import_module(f"stages.datasets.{config.pop('source')}")
+    fetched: list[Path] = []
+
+    def fetch_and_note(url: str) -> Path:
+        fetched.append(fetch(url))
+        return fetched[-1]
+
+    with outputs(args.train, args.test) as (train_folder, test_folder):
+        train, test = source.prepare(config, fetch_and_note)
+        save_split(train, train_folder)
+        save_split(test, test_folder)
+    for path in fetched:
+        if path.parent == DOWNLOADS:
+            path.unlink()  # its arrays are kept by DVC from here on
+    print(
+        f"download {args.dataset}: {len(train.images):,} training and {len(test.images):,} test "
+        f"images of {len(train.classes)} classes"
+    )
+
+
+def fetch(url: str) -> Path:
+    """The local path of the file at an address, from the mirror if it has it, else downloaded.
+
+    Raises:
+        StageError: if no place has the file, or the connection keeps failing.
+    """
+    name = url.rsplit("/", 1)[-1]
+    mirror = os.environ.get("CIFAR_MIRROR", "").rstrip("/")
+    try:
+        if mirror.startswith(("http://", "https://")):
+            return download(f"{mirror}/{name}", DOWNLOADS / name)
+        if (Path(mirror) / name).is_file():
+            return Path(mirror) / name
+        if mirror:
+            raise StageError(f"{mirror} has no {name}.")
+    except StageError as error:
+        print(f"CIFAR_MIRROR did not help: {error} Trying {url}.")
+    return download(url, DOWNLOADS / name)
+
+
+def download(url: str, path: Path) -> Path:
+    """Downloads a file, resuming a partial one, and returns its path.
+
+    Network errors and overload statuses are retried with exponential back-off; each retry goes on
+    where the connection broke. Any other status is an error at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(requests.RequestException),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+        before_sleep=_say_retry,
+        reraise=True,
+    )
+    try:
+        attempts(_receive, url, partial)
+    except requests.RequestException as error:
+        raise StageError(
+            f"{url} could not be downloaded in {ATTEMPTS} attempts. Received: {error}. "
+            "Run again to resume, or set CIFAR_MIRROR to a folder that holds the file."
+        ) from None
+    os.replace(partial, path)
+    return path
+
+
+def _receive(url: str, partial: Path) -> None:
+    """One attempt to append what is missing to the partial file."""
+    start = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    headers["Accept-Encoding"] = "identity"  # the bytes as stored, so that ranges add up
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        if response.status_code == 416:  # the partial file is not a part of this one
+            partial.unlink()
+            raise requests.ConnectionError("The partial file did not fit; starting over.")
+        if response.status_code in RETRIED_STATUS:
+            response.raise_for_status()
+        if response.status_code not in (200, 206):
+            raise StageError(
+                f"{url} must exist. Received: HTTP {response.status_code} {response.reason}. "
+                "Correct the dataset's url, or set CIFAR_MIRROR to a folder that holds the file."
+            )
+        if response.status_code == 200:
+            start = 0
+        expected = start + int(response.headers.get("Content-Length", 0))
+        with (
+            open(partial, "ab" if start else "wb") as file,
+            tqdm(
+                desc=partial.stem,
+                initial=start,
+                total=expected or None,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            ) as bar,
+        ):
+            for chunk in response.iter_content(1 << 18):
+                file.write(chunk)
+                bar.update(len(chunk))
+    size = partial.stat().st_size
+    if expected > start and size != expected:
+        raise requests.ConnectionError(f"The connection ended after {size} of {expected} bytes.")
+
+
+def _say_retry(state: tenacity.RetryCallState) -> None:
+    assert state.outcome is not None and state.next_action is not None
+    reason = state.outcome.exception()
+    print(f"Attempt {state.attempt_number} of {ATTEMPTS} failed ({reason}); trying again.")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,425 @@
+"""The schema of params.yaml: checked whole before any work, every mistake named with its key.
+
+    python -m stages.shared.params             # check params.yaml
+    python -m stages.shared.params --schema    # print its JSON Schema, for editors
+
+This file accepts or refuses and never alters a value. That is why it is not among the stages' deps
+in dvc.yaml: a better error message retrains nothing.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, TypeAdapter
+
+from stages.shared.stage import StageError
+
+PATH = Path("params.yaml")
+MODELS = Path(__file__).resolve().parents[1] / "models"
+
+Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]  # a dot would break DVC's look-up
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(pydantic.BaseModel):
+    """A block of params.yaml: every key must be there, no other may, and types are exact."""
+
+    model_config = pydantic.ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Cifar(Section):
+    """CIFAR-10 or CIFAR-100 from an official binary archive (stages/datasets/cifar.py)."""
+
+    source: Literal["cifar"]
+    classes: Literal[10, 100]
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+/\S*[^/\s]$")]
+
+
+class Shapes(Section):
+    """Images drawn on this machine (stages/datasets/shapes.py)."""
+
+    source: Literal["shapes"]
+    train_images: Annotated[int, Field(ge=10, le=1_000_000)]
+    test_images: Annotated[int, Field(ge=10, le=1_000_000)]
+    seed: Seed
+
+
+class Sgd(Section):
+    name: Literal["sgd"]
+    learning_rate: Positive
+    momentum: Fraction
+    nesterov: bool
+    weight_decay: NotNegative
+
+
+class RmsProp(Section):
+    name: Literal["rmsprop"]
+    learning_rate: Positive
+    rho: Fraction
+
+
+class Adam(Section):
+    name: Literal["adam"]
+    learning_rate: Positive
+    beta_1: Fraction
+    beta_2: Fraction
+
+
+class AdamW(Section):
+    name: Literal["adamw"]
+    learning_rate: Positive
+    beta_1: Fraction
+    beta_2: Fraction
+    weight_decay: NotNegative
+
+
+class Constant(Section):
+    """The optimizer's learning rate throughout."""
+
+    name: Literal["constant"]
+
+
+class InverseTime(Section):
+    """learning_rate / (1 + decay_per_step * step): what older Kerases called `decay`."""
+
+    name: Literal["inverse_time"]
+    decay_per_step: NotNegative
+
+
+class Piecewise(Section):
+    """The learning rate times `factors[i]` from epoch `from_epochs[i]` on; before that, times 1."""
+
+    name: Literal["piecewise"]
+    from_epochs: Annotated[list[Count], Field(min_length=1)]
+    factors: Annotated[list[Positive], Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> "Piecewise":
+        if len(self.from_epochs) != len(self.factors):
+            raise ValueError("from_epochs and factors must have the same length")
+        if sorted(set(self.from_epochs)) != self.from_epochs:
+            raise ValueError("from_epochs must increase")
+        return self
+
+
+class Decay(Section):
+    """A linear warm-up, then a linear or half-cosine decay to a fraction of the learning rate."""
+
+    name: Literal["linear", "cosine"]
+    warmup_epochs: NotNegative
+    final_fraction: Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Section):
+    """Random changes of the training images, drawn anew for each image in each epoch."""
+
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]  # up to this much, either way
+    shift_fraction: Fraction  # of the height and of the width, up to this much, either way
+    pad_crop_pixels: Annotated[int, Field(ge=0, le=16)]  # padding on each side, then a crop
+    horizontal_flip: bool
+    fill: Literal["nearest", "reflect", "black"]  # what is outside of the image
+
+
+class Validation(Section):
+    fraction: Fraction  # of the training images
+    split: Literal["end", "stratified"]  # the last ones, or the last ones of each class
+
+
+class Selection(Section):
+    """Which epoch's weights are the result, and when to stop early."""
+
+    keep: Literal["last", "best"]
+    monitor: Literal["val_loss", "val_accuracy"]
+    patience_epochs: Count | Literal["unlimited"]
+
+
+class Recipe(Section):
+    """How to train."""
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Annotated[Sgd | RmsProp | Adam | AdamW, Field(discriminator="name")]
+    schedule: Annotated[Constant | InverseTime | Piecewise | Decay, Field(discriminator="name")]
+    label_smoothing: Fraction
+    pixels: Literal["unit", "overall", "channel"]
+    augmentation: Augmentation
+    images_per_class: Count | Literal["all"]
+    validation: Validation
+    selection: Selection
+    precision: Literal["float32", "mixed_bfloat16"]
+    deterministic: bool
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        selects = self.selection.keep == "best" or self.selection.patience_epochs != "unlimited"
+        if selects and self.validation.fraction == 0:
+            raise ValueError(
+                "selection.keep: best and selection.patience_epochs need validation images: "
+                "set validation.fraction above 0"
+            )
+        if isinstance(self.schedule, Decay) and self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError("schedule.warmup_epochs must be less than epochs")
+        return self
+
+
+class Variant(Section):
+    """What to train: a model on a dataset by a recipe, once per seed."""
+
+    dataset: str
+    model: str
+    config: dict[str, Any]
+    recipe: str
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _unique(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("seeds must differ from each other")
+        return seeds
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    datasets: dict[Key, Annotated[Cifar | Shapes, Field(discriminator="source")]]
+    recipes: dict[Key, Recipe]
+    variants: dict[Key, Variant]
+
+    def dataset(self, name: str) -> Cifar | Shapes:
+        return self.datasets[_known(name, self.datasets, "datasets")]
+
+    def variant(self, name: str) -> Variant:
+        return self.variants[_known(name, self.variants, "variants")]
+
+
+def load(path: Path = PATH) -> Params:
+    """Reads and checks params.yaml.
+
+    Raises:
+        StageError: with every mistake that was found, one per line.
+    """
+    data = _read_yaml(path)
+    try:
+        params = Params.model_validate(data)
+    except pydantic.ValidationError as error:
+        problems = [_describe(item) for item in error.errors()]
+    else:
+        problems = list(_dangling(params))
+    if problems:
+        raise StageError("\n  ".join([f"{path} is not valid:", *problems]))
+    return params
+
+
+def check_config(key: str, variant: Variant) -> None:
+    """Checks a variant's config against the keyword arguments of its model's `build`.
+
+    The model file is parsed, not imported, so that this needs no Keras.
+
+    Raises:
+        StageError: with every argument that is unknown, missing or of the wrong type.
+    """
+    allowed = _config_arguments(MODELS / f"{variant.model}.py")
+    problems = []
+    for name, value in variant.config.items():
+        path = f"variants.{key}.config.{name}"
+        if name not in allowed:
+            hint = _nearest(name, allowed)
+            problems.append(f"{path}: unknown argument of model '{variant.model}'.{hint}")
+            continue
+        try:
+            TypeAdapter(allowed[name]).validate_python(value, strict=True)
+        except pydantic.ValidationError as error:
+            problems += [_describe(item, prefix=path) for item in error.errors()]
+    for name in allowed.keys() - variant.config.keys():
+        problems.append(f"variants.{key}.config.{name}: missing. Model '{variant.model}' needs it.")
+    if problems:
+        raise StageError("\n  ".join([f"{PATH} is not valid:", *sorted(problems)]))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_bytes(), Loader=_Loader)
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing. Run from the project's root folder.") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise StageError(f"{path} must be valid YAML. Received: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as DVC reads it: 1e-4 is a number, and a key given twice is an error.
+
+    Aliases are refused: `dvc exp run -S` expands them, and a change of the anchor would then no
+    longer reach who used it.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen if isinstance(key_node.value, str) else False:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key_node.value}' is given twice",
+                    problem_mark=key_node.start_mark,
+                )
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _dangling(params: Params) -> Iterator[str]:
+    """One message per name that refers to nothing."""
+    models = [path.stem for path in MODELS.glob("*.py")]
+    for key, variant in params.variants.items():
+        for field, names in (
+            ("dataset", params.datasets),
+            ("recipe", params.recipes),
+            ("model", models),
+        ):
+            name = getattr(variant, field)
+            if name not in names:
+                yield f"variants.{key}.{field}: no such {field}.{_nearest(name, names)}"
+    used = {variant.dataset for variant in params.variants.values()}
+    for name in params.datasets.keys() - used:
+        yield (
+            f"datasets.{name}: no variant uses this dataset, so there is nothing to plot. "
+            "Add a variant or remove it."
+        )
+
+
+def _known(name: str, names: Iterable[str], section: str) -> str:
+    if name not in names:
+        raise StageError(f"{PATH} has no {section}.{name}.{_nearest(name, names)}")
+    return name
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """What to say after an unknown name: what is allowed, what was given, what was meant."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    allowed = ", ".join(names) or "nothing"
+    return f" Allowed: {allowed}. Received: '{name}'." + (
+        f" Did you mean '{close[0]}'?" if close else ""
+    )
+
+
+def _describe(error: Any, prefix: str = "") -> str:
+    """One of pydantic's errors as a line: the key's path, what is allowed, what was given."""
+    loc, model, path = list(error["loc"]), Params, [prefix] if prefix else []
+    kind: Any = None if prefix else model
+    for part in loc:
+        kind, is_key = _step(kind, part)
+        if is_key and part != "[key]":
+            path.append(str(part))
+    where = ".".join(path) or str(PATH)
+    if error["type"] == "extra_forbidden":
+        parent = _fields_at(loc[:-1])
+        return f"{where}: unknown key.{_nearest(str(loc[-1]), parent)}"
+    if error["type"] == "missing":
+        return f"{where}: missing. It must be given; there are no defaults."
+    message = error["msg"].removeprefix("Value error, ")
+    shown = repr(error["input"])
+    if error["type"] == "value_error" and isinstance(error["input"], dict):
+        return f"{where}: {message}."
+    if error["type"].startswith("union_tag"):
+        message = f"{message}"
+    return f"{where}: {message}. Received: {shown if len(shown) < 80 else shown[:77] + '...'}."
+
+
+def _fields_at(loc: list[Any]) -> list[str]:
+    kind: Any = Params
+    for part in loc:
+        kind, _ = _step(kind, part)
+    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
+
+
+def _step(kind: Any, part: Any) -> tuple[Any, bool]:
+    """Follows one part of an error's location through the schema.
+
+    Returns:
+        The type that lies there, and whether the part is a key of the file (the rest are pydantic's
+        own marks, such as the tag of the chosen member of a union).
+    """
+    if isinstance(kind, type) and issubclass(kind, Section) and part in kind.model_fields:
+        return kind.model_fields[part].annotation, True
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return _step(typing.get_args(kind)[0], part)
+    if origin is dict:
+        return typing.get_args(kind)[1], True
+    if origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(kind):
+            fields = getattr(member, "model_fields", {})
+            tags = fields.get("name") or fields.get("source")
+            if tags and part in typing.get_args(tags.annotation):
+                return member, False
+        return None, isinstance(part, int)
+    return None, True
+
+
+def _config_arguments(path: Path) -> dict[str, Any]:
+    """The keyword-only arguments of `build` in a model file, and their types."""
+    tree = ast.parse(path.read_text())
+    build = next(
+        (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"),
+        None,
+    )
+    if build is None:
+        raise StageError(f"{path} must define build(input_shape, num_classes, *, ...).")
+    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+    return {
+        argument.arg: eval(ast.unparse(argument.annotation), {"__builtins__": {}}, plain)
+        for argument in build.args.kwonlyargs
+        if argument.annotation is not None
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check params.yaml.")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema instead")
+    if parser.parse_args().schema:
+        print(json.dumps(Params.model_json_schema(), indent=2))
+        return
+    params = load()
+    for key, variant in params.variants.items():
+        check_config(key, variant)
+    print(
+        f"{PATH} is valid: {len(params.datasets)} datasets, {len(params.recipes)} recipes, "
+        f"{len(params.variants)} variants."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StageError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,77 @@
+"""What makes a stage a small program: it succeeds whole, or says why and leaves nothing behind.
+
+Every stage imports this file, so a change here reruns everything: keep it small.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class StageError(Exception):
+    """Bad input or a failure outside the program: shown as one message, without a traceback.
+
+    The message says what is allowed, then `Received: ...`, then what to do.
+    """
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a stage's `main` and turns every way of failing into a non-zero exit status.
+
+    SIGTERM becomes an ordinary exit, so that half-written outputs are removed on the way out.
+    """
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        main()
+    except StageError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = error.filename or "an output"
+        sys.exit(f"error: No space left while writing {where}. Free some disk space and run again.")
+
+
+@contextmanager
+def outputs(*paths: Path) -> Iterator[list[Path]]:
+    """Yields one temporary path per output; renames them all at the end, or removes them all.
+
+    Args:
+        paths: the final paths of files or folders. The temporary ones lie beside them as
+            `.<name>.partial` (ignored by git and DVC); their parent folders exist.
+
+    Raises:
+        RuntimeError: if the body ends without having written one of them.
+    """
+    partials = [path.with_name(f".{path.name}.partial") for path in paths]
+    for partial in partials:
+        remove(partial)  # left by a killed run
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partials
+        for partial in partials:
+            if not partial.exists():
+                raise RuntimeError(f"The stage did not write {partial}.")
+        for partial, path in zip(partials, paths, strict=True):
+            remove(path)
+            os.replace(partial, path)
+    finally:
+        for partial in partials:
+            remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it; one that is not there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
