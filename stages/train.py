@@ -95,11 +95,12 @@ def train(
                 training.core.summary()
                 write_examples(training, examples)
             training.fit(args.checkpoints / fingerprint / f"seed-{seed}")
-            training.save(weights / f"seed-{seed}.keras")
-            trainings.append(training.summary())
+            file = weights / f"seed-{seed}.keras"
+            training.save(file)
+            trainings.append(training.summary() | {"weights_sha256": checkpoint.sha256(file)})
         write_curves([row for summary in trainings for row in summary["rows"]], curves)
-        facts = summarize(trainings, weights) | environment
-        facts["git_revision"] = record.git_revision()
+        facts = summarize(trainings)
+        facts["environment"] = [environment | {"git_revision": record.git_revision()}]
         record.write_record(facts, run_record, args.record)
     remove(args.checkpoints / fingerprint)
     print(
@@ -120,10 +121,8 @@ def write_curves(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def summarize(trainings: list[dict[str, Any]], weights: Path) -> dict[str, Any]:
-    """The run record's own part: what each training took, and which files it gave."""
-    from stages.training.checkpoint import sha256
-
+def summarize(trainings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run record's own part: what each training took, and which file it gave."""
     seconds = sum(training["seconds"] for training in trainings)
     return {
         "train_seconds": round(seconds / len(trainings), 2),
@@ -134,10 +133,10 @@ def summarize(trainings: list[dict[str, Any]], weights: Path) -> dict[str, Any]:
                 "epochs": len(training["rows"]),
                 "kept_epoch": training["kept_epoch"],
                 "seconds": round(training["seconds"], 2),
+                "weights_sha256": training["weights_sha256"],
             }
             for training in trainings
         ],
-        "weights_sha256": [f"{file.name} {sha256(file)}" for file in sorted(weights.iterdir())],
     }
 
 

@@ -48,7 +48,7 @@ def row(dataset: str, variant: str) -> tuple[str, ...]:
         f"{metrics['parameters']:,}",
         str(metrics["seeds"]),
         f"{record['train_seconds']:,.0f}" if record else "-",
-        record.get("device", "-"),
+        record["environment"][0]["device"] if record else "-",
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import keras
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
-SAME = ("weights_sha256", "device", "backend", "versions")
 
 
 def prepare_device(deterministic: bool) -> None:
@@ -111,17 +110,27 @@ def write_record(record: dict[str, Any], partial: Path, path: Path) -> None:
     """Writes the record, or again what git has of it where this run only repeated that one.
 
     Args:
-        record: JSON values. DVC shows its numbers and strings as metrics, and leaves out its lists.
-        partial: where to write. path: the file's final path, for which git is asked.
+        record: `trainings` and `environment`, lists so that DVC does not take what is in them for
+            metrics, and numbers, which it shall.
+        partial: where to write.
+        path: the file's final path, for which git is asked.
     """
-    known = _git("show", f":./{path.as_posix()}")
     try:
-        previous = json.loads(known)
-        if all(previous[key] == record[key] for key in SAME):
+        previous = json.loads(_git("show", f":./{path.as_posix()}"))
+        if _outcome(previous) == _outcome(record):
             record = previous
     except (ValueError, KeyError, TypeError):
         pass  # git has none, or one of another shape
     partial.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _outcome(record: dict[str, Any]) -> list[Any]:
+    """What two records have in common if one run repeated the other."""
+    (environment,) = record["environment"]
+    return [
+        {key: value for key, value in environment.items() if key != "git_revision"},
+        [training["weights_sha256"] for training in record["trainings"]],
+    ]
 
 
 def _git(*arguments: str) -> str:
