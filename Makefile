@@ -13,11 +13,11 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test repro check lock clean
+.PHONY: help setup demo test realdata repro check lock clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "make CUDA=1 ...  the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make CUDA=1 ... the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
 
 setup: $(STAMP)  ## install the locked, hashed packages into .venv
 
@@ -36,6 +36,9 @@ demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
 
 test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor servers
 	@python -m pytest
+
+realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
+	@python -m pytest -m realdata
 
 repro: $(STAMP)  ## bring every result up to date: dvc repro
 	@python -m stages.shared.params

@@ -1,0 +1,62 @@
+"""What several test files use."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.shared.dataset import Split
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def toy_split(random: np.random.Generator) -> Split:
+    """Sixty random images of three classes, twenty of each, in turn."""
+    return Split(
+        images=random.integers(0, 256, (60, 32, 32, 3), np.uint8),
+        labels=(np.arange(60) % 3).astype(np.uint8),
+        classes=("circle", "square", "star"),
+    )
+
+
+@pytest.fixture(scope="session")
+def project_files() -> list[str]:
+    """The paths of the project's own files, as git would commit them now, without results."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    files = [file for file in listed.stdout.splitlines() if (ROOT / file).is_file()]
+    return [file for file in files if not file.startswith("results/") and file != "dvc.lock"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, project_files: list[str]) -> Path:
+    """A git repository with the project as it is now, without any results."""
+    folder = tmp_path_factory.mktemp("clone")
+    for file in project_files:
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / file).read_bytes())
+    for command in (
+        "git init --quiet --initial-branch main",
+        "git config user.name Tester",
+        "git config user.email tester@example.org",
+        "git add --all",
+        "git commit --quiet --message Project",
+    ):
+        subprocess.run(command.split(), cwd=folder, check=True)
+    return folder

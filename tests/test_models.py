@@ -1,0 +1,95 @@
+"""The architectures: published sizes, logits out, and nothing but Keras in."""
+
+import ast
+import importlib
+import re
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from stages.shared import params
+from stages.shared.stage import StageError
+from stages.training.fitting import build_core
+
+PARAMS = params.load()
+MODELS = sorted(path.stem for path in params.MODELS.glob("*.py"))
+SHAPE = (32, 32, 3)
+# Every variant has its line here: a new one fails until somebody has counted its parameters.
+PARAMETERS = {
+    "cifar10-simple": 4_210_090,
+    "cifar10-deep": 2_915_114,
+    "cifar10-deep-6epoch": 2_915_114,
+    "cifar10-shallow": 411_786,
+    "cifar10-deep-bn": 309_290,
+    "cifar10-convnet": 258_762,
+    "cifar10-lenet": 92_246,
+    "cifar100-deep-bn": 493_700,
+    "cifar100-convnet": 270_372,
+    "shapes-lenet": 92_246,
+    "shapes-simple": 4_210_090,
+    "shapes-convnet": 258_762,
+    "shapes-deep-bn": 309_290,
+}
+
+
+def build(model: str, classes: int) -> keras.Model:
+    """A model with the config of the first variant that uses it."""
+    configs = (variant.config for variant in PARAMS.variants.values() if variant.model == model)
+    return build_core({"model": model, "config": next(configs, {})}, SHAPE, classes)
+
+
+def test_the_table_of_parameters_has_every_variant_and_no_other() -> None:
+    assert PARAMETERS.keys() == PARAMS.variants.keys()
+
+
+@pytest.mark.parametrize("key", PARAMS.variants)
+def test_a_variant_has_exactly_its_published_number_of_parameters(key: str) -> None:
+    variant = PARAMS.variant(key)
+    classes = getattr(PARAMS.dataset(variant.dataset), "classes", 10)
+    assert build_core(variant.model_dump(), SHAPE, classes).count_params() == PARAMETERS[key]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_model_maps_images_to_logits_without_activation(
+    model: str, classes: int, random: np.random.Generator
+) -> None:
+    core = build(model, classes)
+    assert core.input_shape == (None, *SHAPE)
+    assert core.output_shape == (None, classes)
+    logits = np.asarray(core(1e4 * random.standard_normal((8, *SHAPE), np.float32)))
+    assert logits.min() < -1  # neither softmax, sigmoid, relu, elu nor tanh
+    assert logits.max() > 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_file_imports_only_keras_and_numpy(model: str) -> None:
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse((params.MODELS / f"{model}.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add("." * node.level + (node.module or "").split(".")[0])
+    assert "keras" in imported
+    assert imported <= {"keras", "numpy"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_file_states_its_parameters_for_ten_classes(model: str) -> None:
+    text = importlib.import_module(f"stages.models.{model}").__doc__ or ""
+    stated = re.findall(r"([\d,]+)\s+parameters", text)
+    assert [int(number.replace(",", "")) for number in stated] == [build(model, 10).count_params()]
+
+
+@pytest.mark.parametrize("dropout", [[], [0.2, 0.3], [0.1, 0.2, 0.3, 0.4]])
+def test_deep_bn_refuses_dropout_of_the_wrong_length(dropout: list[float]) -> None:
+    variant: dict[str, Any] = {"model": "deep_bn", "config": {"l2": 1e-4, "dropout": dropout}}
+    with pytest.raises(StageError, match=r"deep_bn.*three fractions.*Received: \["):
+        build_core(variant, SHAPE, 10)
+
+
+def test_an_argument_that_a_model_does_not_have_is_refused() -> None:
+    with pytest.raises(StageError, match="'lenet' cannot be built.*depth"):
+        build_core({"model": "lenet", "config": {"depth": 3}}, SHAPE, 10)

@@ -1,0 +1,153 @@
+"""The rules that keep the structure honest: what dvc.yaml declares is what the code does."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+FAMILIES = PIPELINE["stages"]
+EXEMPT = "stages/shared/params.py"  # it accepts or refuses, and never alters a value
+
+
+def body(family: str) -> dict[str, Any]:
+    """A stage family's definition, with or without a loop around it."""
+    return FAMILIES[family].get("do", FAMILIES[family])
+
+
+def imported_files(path: Path) -> set[str]:
+    """The project's files that a file imports directly; those found by name as a pattern."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            names = [f"{node.values[0].value}*"]
+        else:
+            continue
+        for name in names:
+            file = f"{name.replace('.', '/')}.py"
+            if name.startswith("stages.") and ("*" in file or (ROOT / file).is_file()):
+                found.add(file)
+    return found
+
+
+def closure(file: str) -> set[str]:
+    """All files of the project that running a file may import, itself included."""
+    seen: set[str] = set()
+    waiting = {file}
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        if "*" not in current:
+            waiting |= imported_files(ROOT / current) - seen
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_code_deps_of_a_stage_are_its_import_closure(family: str) -> None:
+    module = re.search(r"python -m ([\w.]+)", body(family)["cmd"]).group(1)
+    declared = {re.sub(r"\$\{.*?\}", "*", d) for d in body(family)["deps"] if d.endswith(".py")}
+    assert declared == closure(f"{module.replace('.', '/')}.py") - {EXEMPT}
+
+
+@pytest.mark.parametrize("folder", ["datasets", "models"])
+def test_files_loaded_by_name_import_nothing_that_is_not_declared(folder: str) -> None:
+    family = {"datasets": "download", "models": "train"}[folder]
+    for path in (ROOT / "stages" / folder).glob("*.py"):
+        assert closure(f"stages/{folder}/{path.name}") - {f"stages/{folder}/{path.name}"} <= set(
+            body(family)["deps"]
+        )
+
+
+def test_only_evaluate_declares_the_test_images() -> None:
+    readers = [f for f in FAMILIES if any("/test" in dep for dep in body(f)["deps"])]
+    assert readers == ["evaluate"]
+
+
+def test_every_path_of_a_command_is_declared_and_the_other_way_round() -> None:
+    for family in FAMILIES:
+        stage = body(family)
+        declared = {d for d in stage["deps"] if not d.endswith(".py")}
+        for kind in ("outs", "metrics", "plots"):
+            declared |= {
+                out if isinstance(out, str) else next(iter(out)) for out in stage.get(kind, [])
+            }
+        used = set(re.findall(r"(?:data|results)/\S+", stage["cmd"]))
+        assert used == declared, family
+
+
+def out_paths() -> list[tuple[str, bool]]:
+    """Every output of every stage with its names filled in, and whether DVC's cache keeps it."""
+    found = []
+    for family, stage in FAMILIES.items():
+        source = {"${datasets}": "datasets", "${variants}": "variants"}.get(stage.get("foreach"))
+        items = PARAMS[source] if source else {"": {}}
+        for kind in ("outs", "metrics", "plots"):
+            for out in body(family).get(kind, []):
+                path, options = (out, {}) if isinstance(out, str) else next(iter(out.items()))
+                for key, item in items.items():
+                    filled = path.replace("${key}", key)
+                    filled = filled.replace("${item.dataset}", item.get("dataset", ""))
+                    found.append((filled, options.get("cache", True)))
+    return found
+
+
+def test_git_ignores_exactly_what_dvc_keeps() -> None:
+    paths = out_paths()
+    assert len({path for path, _ in paths}) == len(paths) > 50
+    listed = "\n".join(path for path, _ in paths)
+    result = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        input=listed, capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert set(result.stdout.split()) == {path for path, cached in paths if cached}
+
+
+def test_artifacts_are_outputs() -> None:
+    paths = {path for path, _ in out_paths()}
+    for name, artifact in PIPELINE["artifacts"].items():
+        assert artifact["path"] in paths, name
+
+
+def test_every_plot_reads_an_output_and_its_template_exists() -> None:
+    paths = {path for path, _ in out_paths()}
+    for plot in PIPELINE["plots"]:
+        (options,) = plot.values()
+        assert set(options["y"]) <= paths
+        assert (ROOT / ".dvc" / "plots" / f"{options['template']}.json").is_file()
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text.split("dependencies = [")[1].split("]\n")[0]
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert lines and all(re.search(r'",\s+# \w', line) for line in lines)
+
+
+def test_lock_files_hold_versions_and_hashes_and_no_addresses() -> None:
+    for name in ("requirements.txt", "requirements-cuda.txt"):
+        text = (ROOT / name).read_text()
+        assert "--hash=sha256:" in text
+        assert not re.search(r"://|index|find-links|^-", text, flags=re.MULTILINE), name
+
+
+def test_the_readme_names_every_file_and_every_target() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for folder in ("stages", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.name in readme, path
+    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for target in targets:
+        assert f"make {target}" in readme, target
+    assert "make demo" in readme
+    for name in PARAMS["variants"]:
+        assert f"`{name}`" in readme, name

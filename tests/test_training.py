@@ -1,0 +1,612 @@
+"""A training repeats itself bit by bit, also after an interruption, and keeps the right epoch."""
+
+import copy
+import csv
+import datetime
+import json
+import os
+import subprocess
+import sys
+import types
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from keras import layers
+
+from stages import stats
+from stages import train as stage
+from stages.shared import params
+from stages.shared.dataset import Split, save_split
+from stages.shared.stage import StageError
+from stages.training import checkpoint, record
+from stages.training.augmentation import epoch_plan
+from stages.training.fitting import Training, make_normalisation, save_model
+from stages.training.optimization import learning_rates
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = {name: recipe.model_dump() for name, recipe in params.load().recipes.items()}
+VARIANT = {"model": "toy", "config": {}}
+
+
+def build_toy(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
+    """A tiny network with all that is hard to repeat: batch normalisation and dropout."""
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.AveragePooling2D(4),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3),
+            layers.Flatten(),
+            layers.Dense(num_classes),
+        ],
+        name="toy",
+    )
+
+
+@pytest.fixture(autouse=True)
+def toy_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    module = types.ModuleType("stages.models.toy")
+    module.build = build_toy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stages.models.toy", module)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def recipe(base: str = "demo", **changes: Any) -> dict[str, Any]:
+    """A recipe of params.yaml, three epochs of three steps; blocks are merged, values replaced."""
+    values = copy.deepcopy(RECIPES[base]) | {"epochs": 3, "batch_size": 18}
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    return values
+
+
+def start(split: Split, values: dict[str, Any], seed: int = 1) -> Training:
+    return Training(VARIANT, values, split, stats.compute_stats(split.images), seed)
+
+
+def train(
+    split: Split, values: dict[str, Any], folder: Path, seed: int = 1
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """The saved model's bytes and the rows of the curves."""
+    training = start(split, values, seed)
+    training.fit(folder / "checkpoints")
+    training.save(folder / "model.keras")
+    return (folder / "model.keras").read_bytes(), training.rows
+
+
+def interrupt(split: Split, values: dict[str, Any], folder: Path, after: int) -> None:
+    """Trains, and is killed in the epoch that follows `after` epochs."""
+    training = start(split, values)
+    whole = training._fit_epoch
+
+    def killed(epoch: int, bar: Any) -> None:
+        whole(epoch, bar)
+        if epoch == after:
+            raise KeyboardInterrupt
+
+    training._fit_epoch = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(folder / "checkpoints")
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str, values: list[float]) -> None:
+    """Makes each epoch's validation give the next of the values."""
+    left = iter(values)
+    both = {"val_loss": 1.0, "val_accuracy": 0.5}
+    monkeypatch.setattr(Training, "_validate", lambda self: both | {name: next(left)})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        recipe(),
+        recipe("demo-augmented", precision="mixed_bfloat16"),
+        recipe("tutorial-deep-bn", label_smoothing=0.2),
+    ],
+    ids=["plain", "augmented-bfloat16", "tutorial-deep-bn"],
+)
+def test_one_seed_gives_the_same_bytes_twice_and_another_seed_others(
+    toy_split: Split, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    first = train(toy_split, values, tmp_path / "a")
+    assert train(toy_split, values, tmp_path / "b") == first
+    other = train(toy_split, values, tmp_path / "c", seed=2)
+    assert other[0] != first[0]
+    assert [row["loss"] for row in other[1]] != [row["loss"] for row in first[1]]
+    assert [(row["seed"], row["epoch"]) for row in other[1]] == [(2, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize(
+    "values",
+    [
+        recipe("demo-augmented", epochs=4),
+        recipe("demo-augmented", epochs=4, precision="mixed_bfloat16"),
+        recipe("tutorial-deep", epochs=4),
+    ],
+    ids=["augmented-keep-best", "bfloat16", "sgd"],
+)
+def test_a_resumed_training_ends_as_if_never_interrupted(
+    toy_split: Split,
+    tmp_path: Path,
+    values: dict[str, Any],
+    after: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a").mkdir()
+    whole = train(toy_split, values, tmp_path / "a")
+    interrupt(toy_split, values, tmp_path, after)
+    capsys.readouterr()
+    assert train(toy_split, values, tmp_path) == whole
+    assert f"Resuming seed 1 after epoch {after}." in capsys.readouterr().out
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
+    toy_split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = recipe("demo-augmented", epochs=4)
+    (tmp_path / "a").mkdir()
+    whole = train(toy_split, values, tmp_path / "a")
+    interrupt(toy_split, values, tmp_path, after=3)
+    older, newest = sorted((tmp_path / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    capsys.readouterr()
+    assert train(toy_split, values, tmp_path) == whole
+    said = capsys.readouterr().out
+    assert f"{newest} is damaged" in said
+    assert "Resuming seed 1 after epoch 2." in said
+
+
+def test_a_finished_training_is_not_trained_again(toy_split: Split, tmp_path: Path) -> None:
+    whole = train(toy_split, recipe(), tmp_path)
+    training = start(toy_split, recipe())
+    training._fit_epoch = None  # type: ignore[method-assign, assignment]
+    training.fit(tmp_path / "checkpoints")
+    training.save(tmp_path / "again.keras")
+    assert ((tmp_path / "again.keras").read_bytes(), training.rows) == whole
+    assert training.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "best"),
+    [("val_loss", [3, 2, 2, 2, 1, 0], 2), ("val_accuracy", [0.1, 0.3, 0.4, 0.4, 0.2, 0.9], 3)],
+)
+def test_early_stopping_waits_for_its_patience_and_the_best_epoch_is_kept(
+    toy_split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    monitor: str,
+    values: list[float],
+    best: int,
+) -> None:
+    selection = {"keep": "best", "monitor": monitor, "patience_epochs": 2}
+    patient = recipe(epochs=6, schedule={"name": "constant"}, selection=selection)
+    script(monkeypatch, monitor, values)
+    training = start(toy_split, patient)
+    training.fit(tmp_path / "checkpoints")
+    training.save(tmp_path / "best.keras")
+    assert [row[monitor] for row in training.rows] == values[: best + 2]
+    assert training.kept_epoch == best
+
+    monkeypatch.undo()
+    monkeypatch.setitem(
+        sys.modules, "stages.models.toy", types.SimpleNamespace(build=build_toy)  # type: ignore[arg-type]
+    )
+    short = recipe(epochs=best, schedule={"name": "constant"})
+    weights, _ = train(toy_split, short, tmp_path / "short")
+    assert (tmp_path / "best.keras").read_bytes() == weights
+
+
+def test_the_last_epoch_is_kept_if_the_recipe_says_so(
+    toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, "val_loss", [1, 2, 3])
+    training = start(toy_split, recipe())
+    training.fit(tmp_path)
+    assert training.kept_epoch == 3
+    assert len(training.rows) == 3
+
+
+def test_a_training_that_was_interrupted_keeps_its_patience(
+    toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, "val_loss", [1, 2, 9, 3, 0])  # the third is lost with its epoch
+    values = recipe(epochs=6, selection={"patience_epochs": 2})
+    interrupt(toy_split, values, tmp_path, after=2)
+    _, rows = train(toy_split, values, tmp_path)
+    assert [row["val_loss"] for row in rows] == [1, 2, 3]
+
+
+def test_the_kept_model_has_the_accuracy_of_the_best_row(toy_split: Split, tmp_path: Path) -> None:
+    values = recipe("demo-augmented", epochs=6, validation={"fraction": 0.4})
+    training = start(toy_split, values)
+    training.fit(tmp_path)
+    training.save(tmp_path / "model.keras")
+    accuracies = [row["val_accuracy"] for row in training.rows]
+    assert max(accuracies) != accuracies[-1]  # or this would show nothing
+    assert training.kept_epoch == 1 + accuracies.index(max(accuracies))
+    held_out = training.validation_indices
+    assert len(held_out) == 24
+    model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    right = np.argmax(model(toy_split.images[held_out]), axis=1) == toy_split.labels[held_out]
+    assert right.mean() == pytest.approx(max(accuracies), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_naming_epoch_and_seed(
+    toy_split: Split, tmp_path: Path
+) -> None:
+    values = recipe("tutorial-simple", optimizer={"learning_rate": 1e30})
+    with pytest.raises(StageError, match=r"must stay finite.*in epoch 1 with seed 5\. Lower"):
+        train(toy_split, values, tmp_path, seed=5)
+    assert not list(tmp_path.rglob("*.npz"))
+    assert not list(tmp_path.rglob("*.keras"))
+
+
+def test_without_validation_there_are_no_validation_columns(
+    toy_split: Split, tmp_path: Path
+) -> None:
+    _, rows = train(toy_split, recipe("tutorial-deep", epochs=1), tmp_path)
+    assert list(rows[0]) == ["seed", "epoch", "loss", "accuracy", "learning_rate"]
+    _, rows = train(toy_split, recipe(epochs=1), tmp_path / "validated")
+    assert {"val_loss", "val_accuracy"} < rows[0].keys()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "constant"},
+        {"name": "piecewise", "from_epochs": [1, 2], "factors": [0.5, 0.3]},
+        {"name": "linear", "warmup_epochs": 1, "final_fraction": 0.1},
+    ],
+    ids=lambda schedule: schedule["name"],
+)
+def test_the_learning_rate_of_a_row_is_one_that_its_epoch_used(
+    toy_split: Split, tmp_path: Path, schedule: dict[str, Any]
+) -> None:
+    # BUG: a row has the rate of the first step after its epoch: a drop shows one epoch too early
+    values = recipe() | {"schedule": schedule}
+    _, rows = train(toy_split, values, tmp_path)
+    used = learning_rates(values, steps_per_epoch=3).reshape(3, 3)
+    assert len(rows) == 3
+    for row, rates in zip(rows, used, strict=True):
+        assert row["learning_rate"] == pytest.approx(rates, rel=1e-6) or (
+            rates.min() <= row["learning_rate"] <= rates.max()
+        )
+
+
+def test_each_image_is_trained_on_in_the_order_of_the_plan(
+    toy_split: Split, tmp_path: Path
+) -> None:
+    training = start(toy_split, recipe("demo-augmented"), seed=4)
+    order, _ = epoch_plan(54, seed=4, epoch=0)
+    seen: list[np.ndarray] = []
+    fit = training.model.fit
+
+    def spy(inputs: list[np.ndarray], labels: np.ndarray, **options: Any) -> Any:
+        seen.extend((inputs[0], labels))
+        assert options["shuffle"] is False
+        return fit(inputs, labels, **options)
+
+    training.model.fit = spy
+    training._fit_epoch(0, types.SimpleNamespace(**bar()))
+    np.testing.assert_array_equal(seen[0], training.training_indices[order])
+    np.testing.assert_array_equal(seen[1], toy_split.labels[seen[0]])
+    assert not set(seen[0]) & set(training.validation_indices)
+
+
+def bar() -> dict[str, Any]:
+    """What a training asks of a progress bar."""
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    return {"set_description": nothing, "set_postfix": nothing, "update": nothing, "disable": False}
+
+
+@pytest.mark.parametrize("pixels", ["unit", "overall", "channel"])
+def test_normalisation_is_what_the_recipe_says(toy_split: Split, pixels: str) -> None:
+    values = toy_split.images / 255
+    found = np.asarray(make_normalisation(pixels, stats.compute_stats(toy_split.images))(
+        toy_split.images
+    ))
+    axes = {"overall": None, "channel": (0, 1, 2)}
+    if pixels != "unit":
+        axis = axes[pixels]
+        values = (values - values.mean(axis=axis)) / (values.std(axis=axis) + 1e-7)
+    np.testing.assert_allclose(found, values, atol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_a_saved_model_takes_pixels_and_gives_probabilities(
+    toy_split: Split, tmp_path: Path
+) -> None:
+    training = start(toy_split, recipe())
+    training.fit(tmp_path)
+    training.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    probabilities = np.asarray(model(toy_split.images))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    logits = training.core(training.normalisation(toy_split.images))
+    np.testing.assert_allclose(probabilities, keras.ops.softmax(logits), rtol=1e-5)
+    assert [path.name for path in tmp_path.glob("*.keras")] == ["model.keras"]
+
+
+def test_a_model_saved_at_another_time_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_toy((32, 32, 3), 3)
+    save_model(model, tmp_path / "now.keras")
+    then = datetime.datetime(2001, 2, 3)
+    clock = types.SimpleNamespace(datetime=types.SimpleNamespace(now=lambda: then))
+    monkeypatch.setattr("keras.src.saving.saving_lib.datetime", clock)
+    model.save(tmp_path / "dated.keras")
+    with zipfile.ZipFile(tmp_path / "dated.keras") as file:
+        assert b"2001-02-03" in file.read("metadata.json")
+    save_model(model, tmp_path / "then.keras")
+    assert (tmp_path / "then.keras").read_bytes() == (tmp_path / "now.keras").read_bytes()
+    loaded = keras.saving.load_model(tmp_path / "then.keras")
+    assert loaded.count_params() == model.count_params()
+
+
+def test_augmented_examples_are_the_first_epochs_first_images(toy_split: Split) -> None:
+    training = start(toy_split, recipe())
+    order, _ = epoch_plan(54, seed=1, epoch=0)
+    examples = training.augmented_examples(7)
+    assert examples.dtype == np.uint8
+    expected = toy_split.images[training.training_indices[order[:7]]]
+    np.testing.assert_array_equal(examples, expected)
+    changed = start(toy_split, recipe("demo-augmented")).augmented_examples(7)
+    assert (changed != expected).any()
+
+
+def test_a_fingerprint_changes_with_facts_and_contents_and_nothing_else(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("one")
+    b.write_text("two")
+    base = checkpoint.fingerprint({"x": 1, "y": [2]}, [a, b])
+    assert checkpoint.fingerprint({"y": [2], "x": 1}, [b, a]) == base
+    others = {
+        checkpoint.fingerprint({"x": 1, "y": [3]}, [a, b]),
+        checkpoint.fingerprint({"x": 1}, [a, b]),
+        checkpoint.fingerprint({"x": 1, "y": [2]}, [a]),
+    }
+    b.write_text("two.")
+    others.add(checkpoint.fingerprint({"x": 1, "y": [2]}, [a, b]))
+    assert len(others | {base}) == 5
+
+
+def test_the_fingerprints_code_is_what_a_training_imports_but_for_the_schema() -> None:
+    code = {path.relative_to(ROOT).as_posix() for path in checkpoint.loaded_code("lenet")}
+    assert "stages/shared/params.py" not in code
+    assert code > {
+        "stages/models/lenet.py",
+        "stages/shared/dataset.py",
+        "stages/train.py",
+        *(f"stages/training/{path.name}" for path in (ROOT / "stages/training").glob("*.py")),
+    }
+
+
+def test_a_checkpoint_comes_back_as_it_was_and_two_are_kept(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path / "none") is None
+    for epoch in range(1, 5):
+        checkpoint.save(tmp_path, epoch, {"rows": [epoch]}, {"w": np.float32([epoch, 0.1])})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["epoch-000003.npz", "epoch-000004.npz"]
+    facts, arrays = checkpoint.load(tmp_path) or ({}, {})
+    assert facts == {"rows": [4]}
+    assert arrays.keys() == {"w"}
+    np.testing.assert_array_equal(arrays["w"], np.float32([4, 0.1]))
+
+
+def test_a_checkpoint_that_is_damaged_anywhere_is_never_believed(tmp_path: Path) -> None:
+    expected = {}
+    for epoch in (1, 2):
+        arrays = {"w": np.arange(epoch, 20 + epoch, dtype=np.float32)}
+        checkpoint.save(tmp_path, epoch, {"rows": [epoch]}, arrays)
+        expected[epoch] = arrays["w"].tolist()
+    newest = tmp_path / "epoch-000002.npz"
+    whole = newest.read_bytes()
+    believed = []
+    for position in range(0, len(whole), 3):
+        flipped = bytes([whole[position] ^ 0xFF])
+        for damaged in (whole[:position], whole[:position] + flipped + whole[position + 1 :]):
+            newest.write_bytes(damaged)
+            facts, found = checkpoint.load(tmp_path) or ({"rows": [0]}, {})
+            believed.append(facts["rows"][0])
+            assert found["w"].tolist() == expected[facts["rows"][0]]
+    assert believed.count(1) > len(believed) / 2
+
+
+def test_checkpoints_of_other_fingerprints_are_discarded(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        checkpoint.save(tmp_path / name / "seed-1", 1, {}, {})
+    (tmp_path / "owner").write_text("me")
+    checkpoint.discard_others(tmp_path, "mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "owner"}
+    assert checkpoint.load(tmp_path / "mine" / "seed-1") == ({}, {})
+
+
+def test_a_second_trainer_is_told_who_the_first_is(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from stages.training import checkpoint\n"
+        "with checkpoint.only_trainer(Path(sys.argv[1])): print('got it')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with checkpoint.only_trainer(tmp_path):
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "StageError: Only one process may train a variant at a time" in second.stderr
+    assert f"is held by process {os.getpid()} on " in second.stderr
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout == b"got it\n"
+
+
+def facts_of_a_run(**changes: str) -> dict[str, Any]:
+    facts = {"weights": "aa", "device": "CPU", "git_revision": "1"} | changes
+    return {
+        "train_seconds": len(changes),
+        "trainings": [{"seed": 1, "weights_sha256": facts.pop("weights")}],
+        "environment": [facts],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        ({"git_revision": "2"}, True),
+        ({"weights": "bb"}, False),
+        ({"device": "GPU"}, False),
+    ],
+)
+def test_a_record_is_kept_as_git_has_it_where_a_run_only_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], keeps: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, partial = Path("runs/v.json"), Path("partial.json")
+    path.parent.mkdir()
+    path.write_text(json.dumps(facts_of_a_run()))
+    for command in (["init", "-q"], ["add", "runs"]):
+        subprocess.run(["git", *command], check=True)
+    path.unlink()  # DVC deletes outputs before it runs a stage
+    new = facts_of_a_run(**changes)
+    record.write_record(new, partial, path)
+    assert json.loads(partial.read_text()) == (facts_of_a_run() if keeps else new)
+
+
+@pytest.mark.parametrize("known", [None, "", "[]", "{}", '{"environment": []}'])
+def test_a_record_is_written_where_git_has_none_or_a_strange_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if known is not None:
+        Path("v.json").write_text(known)
+        for command in (["init", "-q"], ["add", "v.json"]):
+            subprocess.run(["git", *command], check=True)
+    record.write_record(facts_of_a_run(), Path("partial.json"), Path("v.json"))
+    assert json.loads(Path("partial.json").read_text()) == facts_of_a_run()
+
+
+def test_a_git_revision_tells_of_uncommitted_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert record.git_revision() == "none"
+    Path("params.yaml").write_text("a")
+    who = ["-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], check=True)
+    clean = record.git_revision()
+    assert len(clean) == 12
+    Path("notes.txt").write_text("not code")
+    assert record.git_revision() == clean
+    Path("params.yaml").write_text("b")
+    assert record.git_revision() == f"{clean}+changes"
+
+
+OUTPUTS = ("weights", "curves.csv", "record.json", "examples.npz")
+
+
+@pytest.fixture
+def project(tmp_path: Path, toy_split: Split, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the command `train toy-lenet` reads; it is the current one."""
+    block = recipe("demo-augmented", epochs=2, batch_size=27)
+    variant = {"dataset": "toys", "model": "lenet", "config": {}, "recipe": "r", "seeds": [1, 2]}
+    dataset = {"source": "shapes", "train_images": 60, "test_images": 10, "seed": 0}
+    values = {
+        "datasets": {"toys": dataset},
+        "recipes": {"r": block},
+        "variants": {"toy-lenet": variant},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    save_split(toy_split, tmp_path / "train")
+    (tmp_path / "stats.json").write_text(json.dumps(stats.compute_stats(toy_split.images)))
+    monkeypatch.chdir(tmp_path)
+    options = {"data": "train", "stats": "stats.json", "checkpoints": "checkpoints"}
+    options |= {name.split(".")[0]: name for name in OUTPUTS}
+    arguments = [word for name, path in options.items() for word in (f"--{name}", path)]
+    monkeypatch.setattr(sys, "argv", ["train", "toy-lenet", *arguments])
+    return tmp_path
+
+
+def test_the_command_resumes_writes_its_outputs_and_removes_its_checkpoints(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(self: Training, path: Path) -> None:
+        if self.seed == 2:
+            raise KeyboardInterrupt
+        whole(self, path)
+
+    whole = Training.save
+    monkeypatch.setattr(Training, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage.main()
+    before = {"checkpoints", "params.yaml", "stats.json", "train"}
+    assert {path.name for path in project.iterdir()} == before
+    assert len(list(project.glob("checkpoints/*/seed-*/*.npz"))) == 4
+
+    monkeypatch.setattr(Training, "save", whole)
+    capsys.readouterr()
+    stage.main()
+    said = capsys.readouterr().out
+    assert "Resuming seed 1 after epoch 2" in said
+    assert "92,246" not in said  # three classes here
+    assert "91,651" in said  # the model summary
+    assert {path.name for path in project.iterdir()} == before | set(OUTPUTS)
+    assert {path.name for path in (project / "checkpoints").iterdir()} == {"lock", "owner"}
+
+    with open(project / "curves.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["epoch"]) for row in rows] == [
+        ("1", "1"),
+        ("1", "2"),
+        ("2", "1"),
+        ("2", "2"),
+    ]
+    facts = json.loads((project / "record.json").read_text())
+    assert [training["seed"] for training in facts["trainings"]] == [1, 2]
+    assert {path.name for path in (project / "weights").iterdir()} == {
+        "seed-1.keras",
+        "seed-2.keras",
+    }
+    for training in facts["trainings"]:
+        model = project / "weights" / f"seed-{training['seed']}.keras"
+        assert training["weights_sha256"] == checkpoint.sha256(model)
+        best = max(float(r["val_accuracy"]) for r in rows if r["seed"] == str(training["seed"]))
+        assert float(rows[2 * training["seed"] - 3 + training["kept_epoch"]]["val_accuracy"]) == best
+    with np.load(project / "examples.npz") as file:
+        assert file["augmented"].shape == (16, 32, 32, 3)
+        assert file["augmented"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("text", [None, "", '{"channel": {"mean"', "{}", "[]", "3", '{"channel": 3}'])
+def test_missing_or_damaged_statistics_are_an_error_before_keras_starts(
+    project: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    monkeypatch.setattr(stage, "import_keras", lambda: pytest.fail("Keras was started"))
+    if text is None:
+        (project / "stats.json").unlink()
+    else:
+        (project / "stats.json").write_text(text)
+    with pytest.raises(StageError, match=r"stats\.json must be what the stats stage writes"):
+        stage.main()
+    assert not {path.name for path in project.iterdir()} & {*OUTPUTS, "checkpoints"}
+
+
+def test_an_unknown_variant_or_a_missing_dataset_is_an_error_before_keras_starts(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "import_keras", lambda: pytest.fail("Keras was started"))
+    (project / "train/labels.npy").unlink()
+    with pytest.raises(StageError, match=r"labels\.npy is missing"):
+        stage.main()
+    sys.argv[1] = "toy-lanet"
+    with pytest.raises(StageError, match="Did you mean 'toy-lenet'"):
+        stage.main()
