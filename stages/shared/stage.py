@@ -8,11 +8,16 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WATCH_SECONDS = 0.2
 
 
 class StageError(Exception):
@@ -25,8 +30,13 @@ class StageError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Runs a stage's `main` and turns every way of failing into a non-zero exit status.
 
-    SIGTERM becomes an ordinary exit, so that half-written outputs are removed on the way out.
+    SIGTERM becomes an ordinary exit, so that half-written outputs are removed on the way out. A
+    stage does not outlive the DVC that started it: nobody would record its outputs, and the next
+    `dvc repro` would start a second one beside it.
     """
+    dvc = next((each for each in psutil.Process().parents() if _is_dvc(each)), None)
+    if dvc:
+        threading.Thread(target=_end_with, args=(dvc,), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         main()
@@ -39,6 +49,27 @@ def run(main: Callable[[], None]) -> None:
             raise
         where = error.filename or "an output"
         sys.exit(f"error: No space left while writing {where}. Free some disk space and run again.")
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return "dvc" in (Path(argument).name for argument in process.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+def _end_with(process: psutil.Process) -> None:
+    """Ends this process, as if it had been killed, when the other one is gone."""
+    while _is_alive(process):
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 @contextmanager
