@@ -9,17 +9,19 @@ for there first. It is the machine's business, so it is not a parameter.
 import argparse
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import requests
 import tenacity
+import urllib3
 from tqdm import tqdm
 
 from stages.shared import params
 from stages.shared.dataset import save_split
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, outputs, remove, run
 
-DOWNLOADS = Path("downloads")  # git-ignored: what a cut connection left, to be resumed
+DOWNLOADS = Path("downloads")  # git-ignored, a folder per dataset: what a cut connection left
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 30
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -34,43 +36,39 @@ def main() -> None:
 
     config = params.load().dataset(args.dataset).model_dump()
     source = importlib.import_module(f"stages.datasets.{config.pop('source')}")
-    fetched: list[Path] = []
-
-    def fetch_and_note(url: str) -> Path:
-        fetched.append(fetch(url))
-        return fetched[-1]
-
     with outputs(args.train, args.test) as (train_folder, test_folder):
-        train, test = source.prepare(config, fetch_and_note)
+        train, test = source.prepare(config, lambda url: fetch(url, DOWNLOADS / args.dataset))
         save_split(train, train_folder)
         save_split(test, test_folder)
-    for path in fetched:
-        if path.parent == DOWNLOADS:
-            path.unlink()  # its arrays are kept by DVC from here on
+    remove(DOWNLOADS / args.dataset)  # the arrays are kept by DVC from here on
     print(
         f"download {args.dataset}: {len(train.images):,} training and {len(test.images):,} test "
         f"images of {len(train.classes)} classes"
     )
 
 
-def fetch(url: str) -> Path:
+def fetch(url: str, folder: Path) -> Path:
     """The local path of the file at an address, from the mirror if it has it, else downloaded.
+
+    Args:
+        url: the file's official address.
+        folder: where what is downloaded is kept.
 
     Raises:
         StageError: if no place has the file, or the connection keeps failing.
     """
     name = url.rsplit("/", 1)[-1]
-    mirror = os.environ.get("CIFAR_MIRROR", "").rstrip("/")
+    mirror = os.environ.get("CIFAR_MIRROR", "")
     try:
         if mirror.startswith(("http://", "https://")):
-            return download(f"{mirror}/{name}", DOWNLOADS / name)
-        if (Path(mirror) / name).is_file():
+            return download(f"{mirror.rstrip('/')}/{name}", folder / "mirror" / name)
+        if mirror and (Path(mirror) / name).is_file():
             return Path(mirror) / name
         if mirror:
             raise StageError(f"{mirror} has no {name}.")
     except StageError as error:
         print(f"CIFAR_MIRROR did not help: {error} Trying {url}.")
-    return download(url, DOWNLOADS / name)
+    return download(url, folder / name)
 
 
 def download(url: str, path: Path) -> Path:
@@ -129,12 +127,20 @@ def _receive(url: str, partial: Path) -> None:
                 disable=None,
             ) as bar,
         ):
-            for chunk in response.iter_content(1 << 18):
+            for chunk in _stored_bytes(response):
                 file.write(chunk)
                 bar.update(len(chunk))
     size = partial.stat().st_size
     if expected > start and size != expected:
         raise requests.ConnectionError(f"The connection ended after {size} of {expected} bytes.")
+
+
+def _stored_bytes(response: requests.Response) -> Iterator[bytes]:
+    """The body as it is stored, even if the server calls a .tar.gz a gzip-encoded .tar."""
+    try:
+        yield from response.raw.stream(1 << 18, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
 
 
 def _say_retry(state: tenacity.RetryCallState) -> None:

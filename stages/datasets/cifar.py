@@ -7,6 +7,7 @@ A CIFAR-10 record is 1 label byte and 3,072 pixel bytes; a CIFAR-100 record has 
 coarse and fine. The pixels are three planes, red, green and blue, of 32 rows of 32.
 """
 
+import gzip
 import hashlib
 import tarfile
 import zlib
@@ -21,6 +22,17 @@ from stages.shared.dataset import Split
 from stages.shared.stage import StageError
 
 PIXEL_BYTES = 32 * 32 * 3
+DAMAGE = (  # what gzip and tarfile raise when a file is damaged
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,17 @@ def _read_members(path: Path, layout: Layout) -> dict[str, bytes]:
     wanted = {member.name: member for member in layout.train + layout.test}
     record_bytes = layout.label_bytes + PIXEL_BYTES
     contents: dict[str, bytes] = {}
+    limit = 2 * record_bytes * sum(member.images for member in wanted.values()) + 2**20
     try:
-        with tarfile.open(path, mode="r|gz") as archive:
+        with (
+            _BoundedGzip(path, limit) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
             for info in archive:
                 _check_is_harmless(info, path)
+                info.name = str(PurePosixPath(info.name))  # some write ./ before every name
                 member = wanted.get(info.name)
-                if member is None:
+                if member is None or info.isdir():
                     continue  # the home page's archives also hold a readme and the class names
                 if info.size != member.images * record_bytes:
                     raise StageError(
@@ -95,12 +112,31 @@ def _read_members(path: Path, layout: Layout) -> dict[str, bytes]:
                 _check_bytes(contents[info.name], member, path)
                 if len(contents) == len(wanted):
                     return contents
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
+    except DAMAGE as error:
         raise StageError(
             f"{path} must be a whole .tar.gz archive. Received: {str(error) or 'a truncated file'}."
         ) from None
     missing = sorted(set(wanted) - set(contents))
     raise StageError(f"{path} must contain {', '.join(wanted)}. Missing: {', '.join(missing)}.")
+
+
+class _BoundedGzip(gzip.GzipFile):
+    """A compressed file that may be read only so far.
+
+    tarfile keeps a long name whole, and goes on reading after the end of a file until it has
+    skipped as much as a header claims. So both have to end.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        super().__init__(path, "rb")
+        self.left = limit
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.left -= len(data) or tarfile.RECORDSIZE
+        if self.left < 0:
+            raise tarfile.ReadError("far more data than its members have, or a size that is wrong")
+        return data
 
 
 def _check_is_harmless(info: tarfile.TarInfo, path: Path) -> None:

@@ -7,6 +7,7 @@ classes.json        {"classes": [...], "coarse_classes": [...]}
 """
 
 import json
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,17 @@ import numpy as np
 from stages.shared.stage import StageError
 
 IMAGE_SHAPE = (32, 32, 3)
+DAMAGE = (  # what NumPy raises on a damaged array file
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,11 +56,11 @@ def save_split(split: Split, folder: Path) -> None:
     """
     check_split(split, folder)
     folder.mkdir(parents=True)
-    np.save(folder / "images.npy", split.images)
-    np.save(folder / "labels.npy", split.labels)
+    _write_array(folder / "images.npy", split.images)
+    _write_array(folder / "labels.npy", split.labels)
     names = {"classes": list(split.classes), "coarse_classes": list(split.coarse_classes)}
     if split.coarse_labels is not None:
-        np.save(folder / "coarse_labels.npy", split.coarse_labels)
+        _write_array(folder / "coarse_labels.npy", split.coarse_labels)
     (folder / "classes.json").write_text(json.dumps(names, indent=1) + "\n")
 
 
@@ -81,6 +93,11 @@ def check_split(split: Split, folder: Path) -> None:
         )
     if len(images) == 0:
         raise StageError(f"{folder}: there must be at least one image. Received: none.")
+    if (split.coarse_labels is None) != (not split.coarse_classes):
+        raise StageError(
+            f"{folder}: coarse_labels and coarse_classes must be given both or neither. "
+            f"Received: {split.coarse_labels} and {split.coarse_classes}."
+        )
     _check_labels(labels, len(images), len(split.classes), folder, "labels")
     if split.coarse_labels is not None:
         count = len(split.coarse_classes)
@@ -103,11 +120,19 @@ def _check_labels(labels: np.ndarray, count: int, classes: int, folder: Path, na
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise StageError(f"{path} is missing. Run the download stage of this dataset.") from None
-    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
+    except DAMAGE as error:
         raise StageError(f"{path} must be a NumPy array file. Received: {error}.") from None
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Like np.save, which does not say that a disk is full when it is."""
+    with open(path, "wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(array).data)
 
 
 def _read_names(path: Path) -> dict[str, list[str]]:

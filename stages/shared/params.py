@@ -27,6 +27,15 @@ from stages.shared.stage import StageError
 
 PATH = Path("params.yaml")
 MODELS = Path(__file__).resolve().parents[1] / "models"
+DAMAGE = (  # what PyYAML raises on text that is no YAML, and on tags that do not fit their values
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]  # a dot would break DVC's look-up
 Count = Annotated[int, Field(ge=1)]
@@ -113,9 +122,12 @@ class Piecewise(Section):
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "Piecewise":
         if len(self.from_epochs) != len(self.factors):
-            raise ValueError("from_epochs and factors must have the same length")
+            raise ValueError(
+                "from_epochs and factors must have the same length. "
+                f"Received: {self.from_epochs} and {self.factors}"
+            )
         if sorted(set(self.from_epochs)) != self.from_epochs:
-            raise ValueError("from_epochs must increase")
+            raise ValueError(f"from_epochs must increase. Received: {self.from_epochs}")
         return self
 
 
@@ -172,10 +184,13 @@ class Recipe(Section):
         if selects and self.validation.fraction == 0:
             raise ValueError(
                 "selection.keep: best and selection.patience_epochs need validation images: "
-                "set validation.fraction above 0"
+                f"set validation.fraction above 0. Received: {self.validation.fraction}"
             )
         if isinstance(self.schedule, Decay) and self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError("schedule.warmup_epochs must be less than epochs")
+            raise ValueError(
+                f"schedule.warmup_epochs must be less than epochs, {self.epochs}. "
+                f"Received: {self.schedule.warmup_epochs}"
+            )
         return self
 
 
@@ -217,12 +232,11 @@ def load(path: Path = PATH) -> Params:
         StageError: with every mistake that was found, one per line.
     """
     data = _read_yaml(path)
+    problems = list(_dangling(data))
     try:
         params = Params.model_validate(data)
     except pydantic.ValidationError as error:
-        problems = [_describe(item) for item in error.errors()]
-    else:
-        problems = list(_dangling(params))
+        problems = [_describe(item) for item in error.errors()] + problems
     if problems:
         raise StageError("\n  ".join([f"{path} is not valid:", *problems]))
     return params
@@ -245,7 +259,8 @@ def check_config(key: str, variant: Variant) -> None:
             problems.append(f"{path}: unknown argument of model '{variant.model}'.{hint}")
             continue
         try:
-            TypeAdapter(allowed[name]).validate_python(value, strict=True)
+            finite = pydantic.ConfigDict(allow_inf_nan=False)
+            TypeAdapter(allowed[name], config=finite).validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             problems += [_describe(item, prefix=path) for item in error.errors()]
     for name in allowed.keys() - variant.config.keys():
@@ -259,7 +274,9 @@ def _read_yaml(path: Path) -> Any:
         return yaml.load(path.read_bytes(), Loader=_Loader)
     except FileNotFoundError:
         raise StageError(f"{path} is missing. Run from the project's root folder.") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+    except OSError as error:
+        raise StageError(f"{path} must be a file. Received: {error}.") from None
+    except DAMAGE as error:
         raise StageError(f"{path} must be valid YAML. Received: {error}") from None
 
 
@@ -289,6 +306,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.2, as DVC reads it: 010 is not eight, 1:30 is not ninety, and yes is a word.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in pairs if tag.rpartition(":")[2] not in ("int", "bool")]
+    for first, pairs in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
@@ -296,24 +324,30 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _dangling(params: Params) -> Iterator[str]:
-    """One message per name that refers to nothing."""
+def _dangling(data: Any) -> Iterator[str]:
+    """One message per name that refers to nothing, in what has the right form so far."""
+    sections = data if isinstance(data, dict) else {}
+    datasets, recipes, variants = (sections.get(n) for n in ("datasets", "recipes", "variants"))
+    if not (isinstance(datasets, dict) and isinstance(recipes, dict)):
+        return
+    if not isinstance(variants, dict):
+        return
     models = [path.stem for path in MODELS.glob("*.py")]
-    for key, variant in params.variants.items():
-        for field, names in (
-            ("dataset", params.datasets),
-            ("recipe", params.recipes),
-            ("model", models),
-        ):
-            name = getattr(variant, field)
-            if name not in names:
+    used = set()
+    for key, variant in variants.items():
+        places: dict[str, Any] = {"dataset": datasets, "recipe": recipes, "model": models}
+        for field, names in places.items():
+            name = variant.get(field) if isinstance(variant, dict) else None
+            if isinstance(name, str) and name not in names:
                 yield f"variants.{key}.{field}: no such {field}.{_nearest(name, names)}"
-    used = {variant.dataset for variant in params.variants.values()}
-    for name in params.datasets.keys() - used:
-        yield (
-            f"datasets.{name}: no variant uses this dataset, so there is nothing to plot. "
-            "Add a variant or remove it."
-        )
+            if field == "dataset":
+                used.add(str(name))
+    for name in datasets:
+        if str(name) not in used:
+            yield (
+                f"datasets.{name}: no variant uses this dataset, so there is nothing to plot. "
+                "Add a variant or remove it."
+            )
 
 
 def _known(name: str, names: Iterable[str], section: str) -> str:
@@ -324,7 +358,7 @@ def _known(name: str, names: Iterable[str], section: str) -> str:
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     """What to say after an unknown name: what is allowed, what was given, what was meant."""
-    names = sorted(names)
+    names = sorted(map(str, names))
     close = difflib.get_close_matches(name, names, n=1)
     allowed = ", ".join(names) or "nothing"
     return f" Allowed: {allowed}. Received: '{name}'." + (
@@ -344,14 +378,18 @@ def _describe(error: Any, prefix: str = "") -> str:
     if error["type"] == "extra_forbidden":
         parent = _fields_at(loc[:-1])
         return f"{where}: unknown key.{_nearest(str(loc[-1]), parent)}"
-    if error["type"] == "missing":
+    if error["type"] == "union_tag_invalid":
+        tags = [tag.strip("'") for tag in error["ctx"]["expected_tags"].split(", ")]
+        field = error["ctx"]["discriminator"].strip("'")
+        return f"{where}.{field}: not known.{_nearest(str(error['ctx']['tag']), tags)}"
+    if error["type"] == "union_tag_not_found":
+        where = f"{where}.{error['ctx']['discriminator'].strip(chr(39))}"
+    if error["type"] in ("missing", "union_tag_not_found"):
         return f"{where}: missing. It must be given; there are no defaults."
     message = error["msg"].removeprefix("Value error, ")
     shown = repr(error["input"])
     if error["type"] == "value_error" and isinstance(error["input"], dict):
         return f"{where}: {message}."
-    if error["type"].startswith("union_tag"):
-        message = f"{message}"
     return f"{where}: {message}. Received: {shown if len(shown) < 80 else shown[:77] + '...'}."
 
 
@@ -410,8 +448,14 @@ def main() -> None:
         print(json.dumps(Params.model_json_schema(), indent=2))
         return
     params = load()
+    problems = []
     for key, variant in params.variants.items():
-        check_config(key, variant)
+        try:
+            check_config(key, variant)
+        except StageError as error:
+            problems += str(error).splitlines()[1:]
+    if problems:
+        raise StageError("\n".join([f"{PATH} is not valid:", *problems]))
     print(
         f"{PATH} is valid: {len(params.datasets)} datasets, {len(params.recipes)} recipes, "
         f"{len(params.variants)} variants."

@@ -1,5 +1,7 @@
 """Which training images are trained on, and which are held out for validation."""
 
+from typing import Any
+
 import numpy as np
 
 from stages.shared.stage import StageError
@@ -33,10 +35,10 @@ def split_indices(
             )
         chosen = chosen[rank < images_per_class]
     if split == "end":
-        held_out = np.arange(len(chosen)) >= len(chosen) - int(len(chosen) * fraction)
+        held_out = np.arange(len(chosen)) >= len(chosen) - _whole(len(chosen) * fraction)
     else:
         per_class = np.bincount(labels[chosen])
-        kept = per_class - (per_class * fraction).astype(np.int64)
+        kept = per_class - _whole(per_class * fraction)
         held_out = rank[chosen] >= kept[labels[chosen]]
     training, validation = chosen[~held_out], chosen[held_out]
     if len(training) == 0 or (fraction > 0 and len(validation) == 0):
@@ -45,6 +47,11 @@ def split_indices(
             f"Received: {fraction} of {len(chosen)} images."
         )
     return training.astype(np.int32), validation.astype(np.int32)
+
+
+def _whole(count: Any) -> Any:
+    """Rounds down, but not what floats alone keep below a whole number: 100 * 0.29."""
+    return np.floor(np.round(count, 6)).astype(np.int64)
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
