@@ -77,10 +77,11 @@ def predict(folder: Path, split: Split) -> tuple[dict[str, np.ndarray], int]:
     for file in tqdm(files, unit=" models", disable=None):
         model = load_model(file)
         expected = ((None, *split.images.shape[1:]), (None, len(split.classes)))
-        if (model.input_shape, model.output_shape) != expected:
+        shapes = tuple(getattr(model, f"{end}_shape", None) for end in ("input", "output"))
+        if shapes != expected:
             raise StageError(
                 f"{file} must map {expected[0]} to {expected[1]}. "
-                f"Received: {model.input_shape} to {model.output_shape}. Train the variant again."
+                f"Received: {shapes[0]} to {shapes[1]}. Train the variant again."
             )
         parameters = int(model.count_params())
         found[file.stem.split("-")[1]] = model.predict(

@@ -6,6 +6,8 @@ The variants are those of the lineup. The same inputs give the same bytes.
 import argparse
 import csv
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,15 @@ from stages.shared.stage import StageError, outputs, run
 
 MANY_CLASSES = 30  # beyond this, figures show the extremes instead of every class
 EXTREMES = 15
+DAMAGED = (
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 STYLES = ("-", "--", ":", "-.")
 CURVES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
@@ -127,8 +138,11 @@ def read_json(path: Path) -> Any:
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     open_result(path).close()
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except DAMAGED as error:
+        raise StageError(f"{path} must be an .npz file. Received: {error}.") from None
 
 
 def make_figures(dataset: str, variants: list[Results], split: Split) -> dict[str, Figure]:

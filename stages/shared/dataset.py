@@ -8,7 +8,7 @@ classes.json        {"classes": [...], "coarse_classes": [...]}
 
 import json
 import tokenize
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ DAMAGE = (  # what NumPy raises on a damaged array file
     EOFError,
     SyntaxError,
     ArithmeticError,
+    LookupError,
     MemoryError,
     RecursionError,
     tokenize.TokenError,
@@ -74,13 +75,14 @@ def load_split(folder: Path) -> Split:
     coarse = folder / "coarse_labels.npy"
     split = Split(
         images=_read_array(folder / "images.npy"),
-        labels=np.array(_read_array(folder / "labels.npy")),
+        labels=_read_array(folder / "labels.npy"),
         classes=tuple(names["classes"]),
-        coarse_labels=np.array(_read_array(coarse)) if names["coarse_classes"] else None,
+        coarse_labels=_read_array(coarse) if names["coarse_classes"] else None,
         coarse_classes=tuple(names["coarse_classes"]),
     )
-    check_split(split, folder)
-    return split
+    check_split(split, folder)  # before any copy: a damaged file claims what it likes
+    copied = None if split.coarse_labels is None else np.array(split.coarse_labels)
+    return replace(split, labels=np.array(split.labels), coarse_labels=copied)
 
 
 def check_split(split: Split, folder: Path) -> None:
@@ -144,7 +146,7 @@ def _read_names(path: Path) -> dict[str, list[str]]:
         )
     except FileNotFoundError:
         raise StageError(f"{path} is missing. Run the download stage of this dataset.") from None
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid or not 1 <= len(names["classes"]) <= 256:
         raise StageError(f"{path} must hold the lists of names 'classes' and 'coarse_classes'.")

@@ -24,7 +24,15 @@ import numpy as np
 from stages.shared.stage import StageError, remove
 
 KEPT = 2  # the newest may be cut short by a power failure; then the one before is used
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextmanager
@@ -104,7 +112,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """The facts and arrays of the newest checkpoint that is whole, or None."""
     for path in _newest_first(folder):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return json.loads(arrays.pop("facts").tobytes()), arrays
         except DAMAGED as error:

@@ -8,6 +8,7 @@ changes, so a resumed training ends with the same bits as one that was never int
 import importlib
 import json
 import math
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -81,10 +82,9 @@ class Training:
         logits = layers.Activation("linear", dtype="float32", name="logits")(logits)
         model = keras.Model([index, draws], logits)
         self.steps_per_epoch = math.ceil(len(self.training_indices) / self.recipe["batch_size"])
+        self.rates = learning_rates(self.recipe, self.steps_per_epoch)
         model.compile(
-            optimizer=make_optimizer(
-                self.recipe["optimizer"], learning_rates(self.recipe, self.steps_per_epoch)
-            ),
+            optimizer=make_optimizer(self.recipe["optimizer"], self.rates),
             loss=make_loss(self.recipe["label_smoothing"]),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
             steps_per_execution=min(STEPS_PER_CALL, self.steps_per_epoch),
@@ -113,6 +113,8 @@ class Training:
                 self._fit_epoch(len(self.rows), bar)
                 self.seconds += time.perf_counter() - start
                 self._save(checkpoints)
+        if not all(np.isfinite(value).all() for value in _values(self.core)):
+            raise not_finite("weights that are not", self.seed, len(self.rows) - 1)
 
     def _fit_epoch(self, epoch: int, bar: Any) -> None:
         bar.set_description(f"seed {self.seed}, epoch {epoch + 1}/{self.recipe['epochs']}")
@@ -134,8 +136,7 @@ class Training:
             raise not_finite(row["loss"], self.seed, epoch)
         if len(self.validation_indices):
             row |= self._validate()
-        rates = self.model.optimizer.learning_rate
-        row["learning_rate"] = float(keras.ops.convert_to_numpy(rates))
+        row["learning_rate"] = float(self.rates[(epoch + 1) * self.steps_per_epoch - 1])
         self.rows.append({key: _rounded(value) for key, value in row.items()})
         self._remember_best()
         if bar.disable:
@@ -166,9 +167,8 @@ class Training:
         if monitor not in self.rows[-1]:
             return
         value = self.rows[-1][monitor]
-        if self.best is None or (
-            value < self.best["value"] if monitor == "val_loss" else value > self.best["value"]
-        ):
+        sign = -1 if monitor == "val_loss" else 1
+        if self.best is None or not sign * value <= sign * self.best["value"]:  # also after a nan
             self.best = {"epoch": len(self.rows), "value": value, "weights": _values(self.core)}
 
     def _out_of_patience(self) -> bool:
@@ -287,25 +287,34 @@ def make_normalisation(pixels: str, stats: dict[str, Any]) -> keras.layers.Layer
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Saves a `.keras` file whose bytes depend on the model alone, not on the time of day."""
+    """Saves a `.keras` file whose bytes depend on the model alone.
+
+    Keras's own also tell the time of day, and where in memory the layers' parts lay.
+    """
     raw = path.with_name(f"{path.stem}.raw.keras")
     model.save(raw)
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(path, "w") as target:
         for name in sorted(source.namelist()):
             data = source.read(name)
             if name == "metadata.json":
-                data = _without_date(data)
+                data = json.dumps(json.loads(data) | {"date_saved": "1980-01-01@00:00:00"}).encode()
+            if name == "config.json":
+                data = _with_counted_ids(data)
             target.writestr(zipfile.ZipInfo(name), data)  # dated 1980, stored as it is
     raw.unlink()
 
 
-def _without_date(metadata: bytes) -> bytes:
-    values = json.loads(metadata)
-    values["date_saved"] = "1980-01-01@00:00:00"
-    return json.dumps(values).encode()
+def _with_counted_ids(config: bytes) -> bytes:
+    """Replaces memory addresses, which stand for what layers share, by the numbers 1, 2, ..."""
+    numbers: dict[bytes, int] = {}
+
+    def count(match: re.Match[bytes]) -> bytes:
+        return b'"shared_object_id": %d' % numbers.setdefault(match[1], len(numbers) + 1)
+
+    return re.sub(rb'"shared_object_id": (\d+)', count, config)
 
 
-def not_finite(loss: float, seed: int, epoch: int) -> StageError:
+def not_finite(loss: float | str, seed: int, epoch: int) -> StageError:
     return StageError(
         f"The loss must stay finite. Received: {loss} in epoch {epoch + 1} with seed {seed}. "
         "Lower the learning rate, or add a warm-up."

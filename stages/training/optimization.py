@@ -68,8 +68,8 @@ def make_optimizer(config: dict[str, Any], rates: np.ndarray) -> keras.optimizer
     }
     make = classes[config.pop("name")]
     config["learning_rate"] = Table(rates)
-    if not config.get("weight_decay"):
-        config.pop("weight_decay", None)  # Keras says "none" by leaving it out
+    if make is keras.optimizers.SGD and not config["weight_decay"]:
+        config["weight_decay"] = None  # Keras's word for none, but for AdamW
     return make(**config)
 
 

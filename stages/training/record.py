@@ -26,6 +26,7 @@ def prepare_device(deterministic: bool) -> None:
 
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
+        tf.get_logger().setLevel("ERROR")  # every seed traces its own functions, and may
         if deterministic:
             tf.config.experimental.enable_op_determinism()
     elif backend == "torch" and deterministic:
