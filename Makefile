@@ -13,7 +13,7 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test realdata repro check lock clean
+.PHONY: help setup demo test realdata slow repro check doctor lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
 	@python -m tools.show shapes
 
 test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor servers
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile
 
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
 	@python -m pytest -m realdata
@@ -48,6 +48,12 @@ check: $(STAMP)  ## lint, formatting and types
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+doctor: $(STAMP)  ## check the environment and the workspace, and say what to do
+	@python -m tools.doctor
+
+slow: $(STAMP)  ## the tests that take long: faults in every stage, 10,000 mutations of each input
+	@python -m pytest -m slow -s
 
 lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files
 	@$(COMPILE) --extra dev --output-file requirements.txt

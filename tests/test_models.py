@@ -52,14 +52,17 @@ def test_a_variant_has_exactly_its_published_number_of_parameters(key: str) -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("classes", [3, 10])
-def test_a_model_maps_images_to_logits_without_activation(
-    model: str, classes: int, random: np.random.Generator
-) -> None:
+@pytest.mark.parametrize("classes", [3, 100])
+def test_a_model_maps_images_to_one_number_per_class(model: str, classes: int) -> None:
     core = build(model, classes)
     assert core.input_shape == (None, *SHAPE)
     assert core.output_shape == (None, classes)
-    logits = np.asarray(core(1e4 * random.standard_normal((8, *SHAPE), np.float32)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_gives_logits_without_activation(model: str, random: np.random.Generator) -> None:
+    keras.utils.set_random_seed(0)
+    logits = np.asarray(build(model, 100)(1e4 * random.standard_normal((8, *SHAPE), np.float32)))
     assert logits.min() < -1  # neither softmax, sigmoid, relu, elu nor tanh
     assert logits.max() > 1
 
@@ -91,5 +94,5 @@ def test_deep_bn_refuses_dropout_of_the_wrong_length(dropout: list[float]) -> No
 
 
 def test_an_argument_that_a_model_does_not_have_is_refused() -> None:
-    with pytest.raises(StageError, match="'lenet' cannot be built.*depth"):
+    with pytest.raises(StageError, match=r"'lenet' cannot be built.*depth"):
         build_core({"model": "lenet", "config": {"depth": 3}}, SHAPE, 10)

@@ -1,6 +1,7 @@
 """The rules that keep the structure honest: what dvc.yaml declares is what the code does."""
 
 import ast
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ def body(family: str) -> dict[str, Any]:
     return FAMILIES[family].get("do", FAMILIES[family])
 
 
+@functools.cache
 def imported_files(path: Path) -> set[str]:
     """The project's files that a file imports directly; those found by name as a pattern."""
     found = set()

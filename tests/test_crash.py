@@ -1,0 +1,213 @@
+"""Nothing lost in a crash: whatever is killed, and when, the next repro ends with the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+VARIANT = "shapes-deep-bn"
+STAGES = [
+    "download@shapes",
+    "stats@shapes",
+    "lineup",
+    f"train@{VARIANT}",
+    f"evaluate@{VARIANT}",
+    "plot@shapes",
+]
+WAYS = ["kill the stage", "kill dvc", "terminate both", "interrupt both"]
+
+
+def start(folder: Path, stage: str) -> subprocess.Popen[str]:
+    """Starts one stage by DVC, whether it is up to date or not, in a process group of its own."""
+    return subprocess.Popen(
+        ["dvc", "repro", "--force", "--single-item", stage],
+        cwd=folder,
+        env=os.environ | {"PATH": PATH},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, stage: str) -> str:
+    """Runs one stage to its end, which must be a success, and returns what it printed."""
+    process = start(folder, stage)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def workspace(clone: Path) -> Path:
+    """One variant with everything that is random, two seeds; the clean run's results are in git."""
+    return prepare(clone, VARIANT, images_per_class="all")
+
+
+def prepare(folder: Path, variant: str, images_per_class: int | str) -> Path:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["datasets"]["shapes"] |= {"train_images": 300, "test_images": 40}
+    dataset = params["variants"][variant]["dataset"]
+    params["variants"][variant] |= {"recipe": "demo-augmented", "seeds": [1, 2]}
+    params["recipes"]["demo-augmented"] |= {
+        "epochs": 5,
+        "precision": "mixed_bfloat16",
+        "images_per_class": images_per_class,
+    }
+    params["datasets"] = {dataset: params["datasets"][dataset]}
+    params["variants"] = {variant: params["variants"][variant]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    command = ["dvc", "repro", f"plot@{dataset}"]
+    subprocess.run(command, cwd=folder, env=os.environ | {"PATH": PATH}, check=True)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "The clean run")
+    return folder
+
+
+def trainer_of(dvc: psutil.Process) -> psutil.Process | None:
+    """The stage's own process, below DVC."""
+    for child in dvc.children(recursive=True):
+        try:
+            if any(argument.startswith("stages.") for argument in child.cmdline()):
+                return child
+        except psutil.Error:
+            continue
+    return None
+
+
+def break_off(process: subprocess.Popen[str], way: str) -> None:
+    """Ends a running stage in one of four ways, and waits until all of it is gone."""
+    dvc = psutil.Process(process.pid)
+    stage = trainer_of(dvc)
+    everyone = [dvc, *dvc.children(recursive=True)]
+    try:
+        if way == "kill the stage":
+            (stage or dvc).kill()
+        elif way == "kill dvc":
+            dvc.kill()
+        else:
+            number = signal.SIGTERM if way == "terminate both" else signal.SIGINT
+            os.killpg(process.pid, number)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        pass  # it had just finished
+    process.communicate()
+    psutil.wait_procs(everyone, timeout=60)
+    assert not [each for each in everyone if each.is_running()], "a stage outlived its DVC"
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits until something is the case while a process runs."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_that_was_broken_off_resumes_and_ends_with_the_same_bits(
+    workspace: Path, way: str
+) -> None:
+    stage = f"train@{VARIANT}"
+    process = start(workspace, stage)
+    checkpoints = workspace / "checkpoints"
+    wait_for(lambda: bool(list(checkpoints.glob("*/*/seed-2/epoch-000002.npz"))), process)
+    break_off(process, way)
+    assert not (workspace / "results/weights/shapes" / VARIANT).exists()
+    output = finish(workspace, stage)
+    assert "Resuming seed 1 after epoch 5." in output
+    assert "Resuming seed 2 after epoch" in output
+    assert git(workspace, "status", "--porcelain") == ""
+    assert not list(checkpoints.glob("*/*/seed-*"))
+
+
+def test_a_training_with_other_parameters_does_not_resume(workspace: Path) -> None:
+    stage = f"train@{VARIANT}"
+    process = start(workspace, stage)
+    checkpoints = workspace / "checkpoints"
+    wait_for(lambda: bool(list(checkpoints.glob("*/*/seed-1/epoch-000001.npz"))), process)
+    break_off(process, "kill the stage")
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(
+        text.replace("label_smoothing: 0.0", "label_smoothing: 0.1")
+    )
+    assert "Resuming" not in finish(workspace, stage)
+    (workspace / "params.yaml").write_text(text)
+    assert "Resuming" not in finish(workspace, stage)
+    assert git(workspace, "status", "--porcelain") == ""
+
+
+def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
+    stage = f"train@{VARIANT}"
+    process = start(workspace, stage)
+    owner = workspace / "checkpoints" / VARIANT / "owner"
+    owner.unlink(missing_ok=True)
+    wait_for(owner.exists, process)
+    first = trainer_of(psutil.Process(process.pid))
+    assert first is not None
+    command = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"][stage]["cmd"]
+    second = subprocess.run(
+        command.split(), cwd=workspace, env=os.environ | {"PATH": PATH},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert f"is held by process {first.pid} on" in second.stderr
+    process.communicate()
+    assert process.returncode == 0
+    assert git(workspace, "status", "--porcelain") == ""
+
+
+def inject(folder: Path, stage: str, moments: list[float], ways: list[str]) -> Counter[str]:
+    """Breaks a stage off at moments, as fractions of its clean run, and checks each aftermath."""
+    began = time.monotonic()
+    finish(folder, stage)
+    seconds = time.monotonic() - began
+    outcomes: Counter[str] = Counter()
+    for moment, way in zip(moments, ways, strict=True):
+        process = start(folder, stage)
+        time.sleep(moment * seconds)  # the moment is the experiment
+        break_off(process, way)
+        recorded = process.returncode == 0
+        output = finish(folder, stage)
+        assert git(folder, "status", "--porcelain") == "", (stage, moment, way)
+        outcomes["had finished" if recorded else way] += 1
+        outcomes["resumed"] += "Resuming" in output
+    return outcomes
+
+
+@pytest.mark.parametrize("stage", ["download@shapes", f"evaluate@{VARIANT}"])
+def test_a_stage_that_was_broken_off_leaves_no_wrong_output(workspace: Path, stage: str) -> None:
+    outcomes = inject(workspace, stage, [0.6, 0.9], ["kill dvc", "kill the stage"])
+    assert sum(outcomes[key] for key in (*WAYS, "had finished")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_twenty_faults_in_a_stage(workspace: Path, stage: str) -> None:
+    outcomes = inject(workspace, stage, [(n + 0.5) / 20 for n in range(20)], WAYS * 5)
+    print(f"\n{stage}: {dict(outcomes)}, 20 of 20 end as the clean run")
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.skipif("CIFAR_MIRROR" not in os.environ, reason="CIFAR_MIRROR is not set")
+def test_thirty_random_kills_of_a_training_on_real_data(clone: Path) -> None:
+    folder = prepare(clone, "cifar10-deep-bn", images_per_class=50)
+    moments = sorted(random.Random(0).uniform(0, 1) for _ in range(30))
+    ways = [WAYS[n % 2] for n in range(30)]
+    outcomes = inject(folder, "train@cifar10-deep-bn", moments, ways)
+    print(f"\n{dict(outcomes)}, 30 of 30 end as the uninterrupted run")

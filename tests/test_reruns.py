@@ -1,0 +1,434 @@
+"""Exact reruns: whatever changes, the stages that run again are those that must, and no others.
+
+What must rerun is worked out here from first principles: what each stage computes from what, and
+what its code imports. What does rerun is DVC's doing, on the project's own dvc.yaml, with stand-ins
+for the commands (tests/standin.py).
+"""
+
+import ast
+import copy
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+from test_structure import closure
+
+from stages.shared import params
+
+ROOT = Path(__file__).resolve().parents[1]
+Tree = dict[str, Any]
+
+
+@dataclass
+class Stage:
+    """What one stage's outputs follow from, but for other stages' outputs.
+
+    Attributes:
+        stale_if: changes of this make DVC run the stage: parameter values and bytes of code.
+        computes: changes of this change the outputs: without comments, and names that only refer.
+        upstream: the stages whose outputs it reads.
+    """
+
+    stale_if: Any
+    computes: Any
+    upstream: list[str]
+
+
+class Project:
+    """A clone of the project whose parameters and files are changed case by case."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self.folder = folder
+        self.log, self.standin = scratch / "log", scratch / "standin.json"
+        self.tree: Tree = yaml.safe_load((folder / "params.yaml").read_text())
+        self.text = (folder / "params.yaml").read_text()
+
+    def write_params(self, tree: Tree) -> None:
+        self.tree = tree
+        self.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    def write_text(self, text: str) -> None:
+        self.text = text
+        (self.folder / "params.yaml").write_text(text)
+
+    def code(self, stage_file: str, *by_name: str) -> tuple[list[bytes], list[str]]:
+        """The bytes, and the meaning, of all code that a stage's file imports."""
+        exempt = "stages/shared/params.py"
+        files = sorted(f for f in closure(stage_file) if "*" not in f and f != exempt)
+        contents = [(self.folder / file).read_bytes() for file in [*files, *by_name]]
+        return contents, [meaning(content) for content in contents]
+
+    def stages(self) -> dict[str, Stage]:
+        """Every stage of the project as it is now, upstream ones first."""
+        found = {}
+        for name, config in self.tree["datasets"].items():
+            code = self.code("stages/download.py", f"stages/datasets/{config['source']}.py")
+            found[f"download@{name}"] = Stage([config, code[0]], [config, code[1]], [])
+            code = self.code("stages/stats.py")
+            found[f"stats@{name}"] = Stage(code[0], code[1], [f"download@{name}"])
+        code, variants = self.code("stages/lineup.py"), self.tree["variants"]
+        found["lineup"] = Stage([variants, code[0]], [self.lineup(), code[1]], [])
+        for name, variant in variants.items():
+            recipe, dataset = self.tree["recipes"][variant["recipe"]], variant["dataset"]
+            code = self.code("stages/train.py", f"stages/models/{variant['model']}.py")
+            computes = [variant["config"], variant["seeds"], dataset, recipe, code[1]]
+            upstream = [f"download@{dataset}", f"stats@{dataset}"]
+            found[f"train@{name}"] = Stage([variant, recipe, code[0]], computes, upstream)
+            code = self.code("stages/evaluate.py")
+            upstream = [f"train@{name}", f"download@{dataset}"]
+            found[f"evaluate@{name}"] = Stage([dataset, code[0]], [dataset, code[1]], upstream)
+        for name in self.tree["datasets"]:
+            code, names = self.code("stages/plot.py"), self.lineup()[name]
+            upstream = [f"{family}@{each}" for each in names for family in ("train", "evaluate")]
+            found[f"plot@{name}"] = Stage(
+                [names, code[0]], [names, code[1]], [f"download@{name}", *upstream]
+            )
+        return found
+
+    def lineup(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name, variant in sorted(self.tree["variants"].items()):
+            names.setdefault(variant["dataset"], []).append(name)
+        return names
+
+    def repro(self) -> set[str]:
+        """Runs `dvc repro`, and returns the stages whose commands ran."""
+        digests = {name: repr(stage.computes) for name, stage in self.stages().items()}
+        known = {"digests": digests, "lineup": self.lineup(), "log": str(self.log)}
+        self.standin.write_text(json.dumps(known))
+        self.log.write_text("")
+        with Repo(str(self.folder)) as repo:
+            repo.reproduce()
+        ran = self.log.read_text().split()
+        assert len(ran) == len(set(ran))
+        return set(ran)
+
+    def status(self) -> set[str]:
+        """The stages that `dvc status` calls stale: those touched directly."""
+        with Repo(str(self.folder)) as repo:
+            return set(repo.status())
+
+
+@functools.cache
+def meaning(code: bytes) -> str:
+    """What is left of code without its comments and its layout."""
+    return ast.dump(ast.parse(code))
+
+
+def must_rerun(before: dict[str, Stage], after: dict[str, Stage]) -> tuple[set[str], set[str]]:
+    """From first principles: the stages that are stale by themselves, and all that must rerun."""
+    direct, rerun, changed = set(), set(), set()
+    for name, stage in after.items():
+        old = before.get(name)
+        if old is None or old.stale_if != stage.stale_if:
+            direct.add(name)
+        if name in direct or changed.intersection(stage.upstream):
+            rerun.add(name)
+        if (
+            old is None
+            or old.computes != stage.computes
+            or changed.intersection(stage.upstream)
+            or set(old.upstream) != set(stage.upstream)
+        ):
+            changed.add(name)
+    return direct, rerun
+
+
+def quicken_yaml(patch: pytest.MonkeyPatch) -> None:
+    """Lets DVC read and write YAML with libyaml, which is ten times faster than what it uses."""
+
+    def parse(text: str, path: str | None = None, typ: str = "safe") -> Any:
+        return yaml.load(text, yaml.CSafeLoader) or {}
+
+    def dump(data: Any, stream: Any) -> None:
+        yaml.dump(json.loads(json.dumps(data)), stream, yaml.CSafeDumper, sort_keys=False)
+
+    for module in ("dvc.utils.serialize._yaml", "dvc.utils.strictyaml"):
+        patch.setattr(f"{module}.parse_yaml", parse)
+    patch.setattr("dvc.utils.serialize._yaml._dump", dump)
+
+
+ONE_EACH = (  # a variant of each model, for the cases in which stages run
+    "cifar10-simple",
+    "cifar10-deep",
+    "cifar10-shallow",
+    "cifar100-deep-bn",
+    "cifar100-convnet",
+    "shapes-lenet",
+)
+
+
+@pytest.fixture(scope="module")
+def project(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The clone, all up to date by stand-ins, with DVC running in this process."""
+    scratch = tmp_path_factory.mktemp("standin")
+    python = scratch / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{ROOT}/tests/standin.py" "$@"\n')
+    python.chmod(0o755)
+    project = Project(clone, scratch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clone)
+        patch.setenv("PATH", f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("STANDIN", str(project.standin))
+        quicken_yaml(patch)
+        assert project.repro() == set(project.stages())
+        yield project
+
+
+@pytest.fixture(scope="module")
+def smaller(project: Project) -> Project:
+    """The same with fewer variants, but each model and each dataset in use."""
+    tree = project_tree()
+    tree["variants"] = {name: tree["variants"][name] for name in ONE_EACH}
+    assert {variant["model"] for variant in tree["variants"].values()} == {
+        path.stem for path in (ROOT / "stages" / "models").glob("*.py")
+    }
+    project.write_params(tree)
+    assert project.repro() == {"lineup", "plot@cifar10", "plot@cifar100", "plot@shapes"}
+    return project
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all values that are not mappings or lists, and of empty mappings."""
+    if not isinstance(tree, (dict, list)) or not tree:
+        yield path
+        return
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        yield from leaves(tree[key], (*path, key))
+
+
+def at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+CHOICES = {
+    "pixels": ["unit", "overall", "channel"],
+    "fill": ["nearest", "reflect", "black"],
+    "split": ["end", "stratified"],
+    "keep": ["last", "best"],
+    "monitor": ["val_loss", "val_accuracy"],
+    "precision": ["float32", "mixed_bfloat16"],
+    "images_per_class": ["all", 100],
+    "patience_epochs": ["unlimited", 3],
+    "dataset": ["cifar10", "shapes"],
+    "recipe": ["demo", "shallow"],
+    "model": ["lenet", "convnet"],
+}
+BLOCKS: dict[str, list[Tree]] = {
+    "optimizer": [
+        {"name": "adam", "learning_rate": 0.1, "beta_1": 0.5, "beta_2": 0.5},
+        {"name": "rmsprop", "learning_rate": 0.1, "rho": 0.5},
+    ],
+    "schedule": [{"name": "constant"}, {"name": "inverse_time", "decay_per_step": 0.5}],
+}
+
+
+def changed_leaf(tree: Tree, path: tuple[Any, ...]) -> Tree:
+    """A valid copy of the parameters in which the leaf at the path has another value."""
+    tree = copy.deepcopy(tree)
+    parent, key = at(tree, path[:-1]), path[-1]
+    value = parent[key]
+    if key == "source":
+        other = "shapes" if value == "cifar" else "cifar"
+        blocks = {
+            "cifar": {"classes": 10, "url": "https://example.org/cifar-10-binary.tar.gz"},
+            "shapes": {"train_images": 50, "test_images": 50, "seed": 0},
+        }
+        at(tree, path[:-2])[path[-2]] = {"source": other, **blocks[other]}
+    elif key == "name":
+        other = next(block for block in BLOCKS[path[-2]] if block["name"] != value)
+        at(tree, path[:-2])[path[-2]] = other
+    elif key == "config":  # an empty one: only another model can have another
+        parent |= {"model": "deep_bn", "config": {"l2": 0.0, "dropout": [0.0, 0.0, 0.0]}}
+    elif key == "classes":
+        parent[key] = 110 - value
+    elif key == "url":
+        parent[key] = value + ".gz"
+    elif key in CHOICES:
+        parent[key] = next(other for other in CHOICES[key] if other != value)
+        if key == "model":
+            parent["config"] = {}
+        if key in ("keep", "patience_epochs"):
+            at(tree, path[:2])["validation"]["fraction"] = 0.25
+    elif isinstance(value, bool):
+        parent[key] = not value
+    elif path[-2] == "seeds":
+        parent[key] = value + 100
+    else:
+        parent[key] = value + 1 if isinstance(value, int) else value / 2 + 0.01
+        if key == "fraction":
+            at(tree, path[:2])["selection"] |= {"keep": "last", "patience_epochs": "unlimited"}
+    params.Params.model_validate(tree)
+    return tree
+
+
+def project_tree() -> Tree:
+    """The shipped parameters."""
+    tree: Tree = yaml.load((ROOT / "params.yaml").read_text(), yaml.CSafeLoader)
+    return tree
+
+
+LEAVES = list(leaves(project_tree()))
+
+
+def test_every_leaf_makes_exactly_its_stages_stale(project: Project) -> None:
+    original, before = project.text, project.stages()
+    wrong = {}
+    for path in LEAVES:
+        project.write_params(changed_leaf(project_tree(), path))
+        expected, _ = must_rerun(before, project.stages())
+        found = project.status()
+        if found != expected or not expected:
+            wrong[".".join(map(str, path))] = (sorted(found), sorted(expected))
+    project.tree = project_tree()
+    project.write_text(original)
+    assert not wrong
+    assert project.status() == set()
+    print(f"{len(LEAVES)} leaves")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("datasets", "shapes", "seed"),
+        ("recipes", "demo", "optimizer", "learning_rate"),
+        ("recipes", "tutorial-deep-bn", "precision"),
+        ("variants", "cifar10-deep", "seeds", 0),
+        ("variants", "cifar100-convnet", "model"),
+        ("variants", "cifar10-simple", "dataset"),
+    ],
+    ids=lambda path: ".".join(map(str, path)),
+)
+def test_a_changed_leaf_reruns_what_follows_from_it(
+    smaller: Project, path: tuple[Any, ...]
+) -> None:
+    before = smaller.tree
+    check(smaller, lambda: smaller.write_params(changed_leaf(before, path)))
+    smaller.write_params(before)
+    assert smaller.repro() == set()  # what ran before is in the run cache
+    assert smaller.status() == set()
+
+
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "stages").rglob("*.py"))
+OTHERS = ["tools/show.py", "README.md", "Makefile", "pyproject.toml", "tests/conftest.py"]
+
+
+@pytest.mark.parametrize("edit", ["# a comment\n", "CHANGED = 1\n"], ids=["comment", "meaning"])
+@pytest.mark.parametrize("file", FILES + OTHERS)
+def test_a_changed_file_reruns_what_imports_it(smaller: Project, file: str, edit: str) -> None:
+    path = smaller.folder / file
+    check(smaller, lambda: path.write_text(path.read_text() + edit))
+
+
+def check(project: Project, change: Callable[[], Any]) -> set[str]:
+    """Makes a change, runs `dvc repro`, and compares what ran with what must."""
+    before = project.stages()
+    change()
+    _, expected = must_rerun(before, project.stages())
+    assert project.repro() == expected
+    return expected
+
+
+def edited(project: Project, edit: Callable[[Tree], Any]) -> Callable[[], None]:
+    """A change of a copy of the parameters."""
+
+    def change() -> None:
+        tree = copy.deepcopy(project.tree)
+        edit(tree)
+        params.Params.model_validate(tree)
+        project.write_params(tree)
+
+    return change
+
+
+def renamed(tree: Tree, old: str, new: str) -> Tree:
+    return {new if key == old else key: value for key, value in tree.items()}
+
+
+def test_a_variant_that_is_added_renamed_and_removed(smaller: Project) -> None:
+    def add(tree: Tree) -> None:
+        tree["variants"]["shapes-new"] = {**tree["variants"]["shapes-lenet"], "seeds": [99]}
+
+    def rename(tree: Tree) -> None:
+        tree["variants"] = renamed(tree["variants"], "shapes-new", "shapes-newer")
+
+    ran = check(smaller, edited(smaller, add))
+    assert ran == {"lineup", "train@shapes-new", "evaluate@shapes-new", "plot@shapes"}
+    ran = check(smaller, edited(smaller, rename))
+    assert ran == {"lineup", "train@shapes-newer", "evaluate@shapes-newer", "plot@shapes"}
+    ran = check(smaller, edited(smaller, lambda tree: tree["variants"].pop("shapes-newer")))
+    assert ran == {"lineup", "plot@shapes"}
+
+
+def test_a_recipe_that_is_added_renamed_and_removed(smaller: Project) -> None:
+    def add(tree: Tree) -> None:
+        tree["recipes"]["new"] = {**tree["recipes"]["demo"], "epochs": 99}
+
+    def rename(tree: Tree) -> None:
+        tree["recipes"] = renamed(tree["recipes"], "shallow", "ours")
+        tree["variants"]["cifar10-shallow"]["recipe"] = "ours"
+
+    assert check(smaller, edited(smaller, add)) == set()
+    assert check(smaller, edited(smaller, lambda tree: tree["recipes"].pop("new"))) == set()
+    ran = check(smaller, edited(smaller, rename))
+    assert ran == {"lineup", "train@cifar10-shallow"}  # the same training: nothing follows
+
+
+def test_a_dataset_that_is_added_renamed_and_removed(smaller: Project) -> None:
+    def add(tree: Tree) -> None:
+        tree["datasets"]["dots"] = {**tree["datasets"]["shapes"], "seed": 5}
+        tree["variants"]["dots-lenet"] = {**tree["variants"]["shapes-lenet"], "dataset": "dots"}
+
+    def rename(tree: Tree) -> None:
+        tree["datasets"] = renamed(tree["datasets"], "dots", "spots")
+        tree["variants"]["dots-lenet"]["dataset"] = "spots"
+
+    def drop(tree: Tree) -> None:
+        del tree["datasets"]["spots"], tree["variants"]["dots-lenet"]
+
+    for change in (add, rename):
+        ran = check(smaller, edited(smaller, change))
+        assert {name.split("@")[0] for name in ran} == {
+            "download", "stats", "lineup", "train", "evaluate", "plot",
+        }  # fmt: skip
+        assert len(ran) == 6
+    assert check(smaller, edited(smaller, drop)) == {"lineup"}
+
+
+def test_an_architecture_that_is_added_renamed_and_removed(smaller: Project) -> None:
+    models = smaller.folder / "stages" / "models"
+
+    def rename() -> None:
+        (models / "lenet.py").rename(models / "lenet5.py")
+        edited(smaller, lambda tree: tree["variants"]["shapes-lenet"].update(model="lenet5"))()
+
+    assert check(smaller, lambda: (models / "new.py").write_text("import keras\n")) == set()
+    assert check(smaller, (models / "new.py").unlink) == set()
+    ran = check(smaller, rename)
+    assert ran == {"lineup", "train@shapes-lenet"}  # the same network: nothing follows
+
+
+def test_order_comments_and_spelling_rerun_nothing(smaller: Project) -> None:
+    def reordered(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: reordered(value[key]) for key in reversed(value)}
+
+    smaller.write_params(reordered(smaller.tree))
+    assert smaller.repro() == set()
+    text = smaller.text.replace("learning_rate: 0.001\n", "learning_rate: 1.0e-3  # as ever\n")
+    assert text != smaller.text
+    smaller.write_text(f"# a comment\n{text}")
+    assert smaller.repro() == set()
+    assert smaller.status() == set()

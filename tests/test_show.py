@@ -1,0 +1,131 @@
+"""The results table in the terminal."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.shared.stage import StageError
+from tools import show
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = {
+    "accuracy": 0.7182,
+    "accuracy_low": 0.7093,
+    "accuracy_high": 0.7269,
+    "loss": 0.8526,
+    "parameters": 92246,
+    "seeds": 2,
+    "accuracy_std": 0.0031,
+}
+RECORD = {"train_seconds": 1234.56, "environment": [{"device": "CPU: toy"}]}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where one of two variants has results; it is the current one."""
+    known = yaml.safe_load((ROOT / "params.yaml").read_text())
+    shapes = {"source": "shapes", "train_images": 60, "test_images": 10, "seed": 0}
+    variant = {"model": "lenet", "config": {}, "recipe": "demo", "seeds": [1, 2]}
+    values = {
+        "datasets": {"toys": shapes, "others": shapes},
+        "recipes": {"demo": known["recipes"]["demo"]},
+        "variants": {
+            "toys-done": variant | {"dataset": "toys"},
+            "toys-new": variant | {"dataset": "toys"},
+            "others-new": variant | {"dataset": "others"},
+        },
+    }
+    (tmp_path / "params.yaml").write_text(json.dumps(values))  # also YAML
+    write(tmp_path / "results/metrics/toys/toys-done.json", METRICS)
+    write(tmp_path / "results/runs/toys/toys-done.json", RECORD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["show"])
+    return tmp_path
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def printed(capsys: pytest.CaptureFixture[str], *datasets: str) -> list[str]:
+    sys.argv[1:] = datasets
+    show.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_table_has_a_line_per_variant(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(capsys, "toys")
+    assert lines[1] == "toys"
+    assert lines[2].split("  ")[0] == "variant"
+    assert set(lines[3]) == {"-", " "}
+    cells = [cell.strip() for cell in lines[4].split("  ") if cell.strip()]
+    assert cells == [
+        "toys-done",
+        "71.82% ± 0.31%",
+        "70.93% to 72.69%",
+        "0.853",
+        "92,246",
+        "2",
+        "1,235",
+        "CPU: toy",
+    ]
+    assert lines[2].index("loss") == lines[4].index("0.853")
+    assert len(lines) == 6
+
+
+def test_a_variant_without_results_is_listed_as_such(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = printed(capsys, "toys")[5]
+    assert line.split() == ["toys-new", "-", "not", "evaluated", "yet", *"-----"]
+
+
+def test_without_a_record_time_and_device_are_dashes(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "results/runs/toys/toys-done.json").unlink()
+    assert printed(capsys, "toys")[4].split()[-3:] == ["2", "-", "-"]
+
+
+def test_one_seed_has_no_spread(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {key: value for key, value in METRICS.items() if key != "accuracy_std"} | {"seeds": 1}
+    write(project / "results/metrics/toys/toys-done.json", one)
+    assert "±" not in printed(capsys, "toys")[4]
+
+
+def test_all_datasets_are_shown_if_none_is_named(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n".join(printed(capsys))
+    for name in ("toys-done", "toys-new", "others-new"):
+        assert f"\n{name} " in text
+    assert "others-new" not in "\n".join(printed(capsys, "toys"))
+
+
+def test_figures_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "results/figures/toys").mkdir(parents=True)
+    (project / "results/figures/toys/a.png").touch()
+    assert printed(capsys, "toys")[-1] == "Figures: results/figures/toys/ (1 PNG files)"
+
+
+def test_an_unknown_dataset_is_an_error_and_prints_no_table(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StageError, match=r"no datasets\.toyz.*Did you mean 'toys'"):
+        printed(capsys, "toys", "toyz")
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_metrics_are_an_error_that_names_them(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "results/metrics/toys/toys-done.json").write_text("{")
+    with pytest.raises(StageError, match=r"metrics/toys/toys-done\.json must be JSON"):
+        printed(capsys)
