@@ -7,6 +7,9 @@ the run record.
 import argparse
 import csv
 import json
+import math
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ CONFIDENCE = 0.95
 MANY_CLASSES = 50  # from here on, top-5 accuracy is reported too
 FIRST_IMAGES = 16
 MISTAKES_PER_CLASS = 3
+KERAS_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 
 
 def main() -> None:
@@ -98,13 +102,39 @@ def load_model(path: Path) -> Any:
     """
     keras = import_keras()
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with ThreadPoolExecutor(1) as thread:  # Keras remembers what it builds, for each thread
+            thread.submit(_check_contents, path, keras).result()
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"a {type(model).__name__}, which is no model")
+        return model
     except Exception as error:  # Keras raises whatever its parts raise on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StageError(
             f"{path} must be a whole .keras file. Received: {reason[:200]}. "
             "Train the variant again."
         ) from None
+
+
+def _check_contents(path: Path, keras: Any) -> None:
+    """Raises an error if a member is damaged, or if loading would take more memory than it should.
+
+    Keras heeds no checksum, and makes weights of whatever shape before it looks for their values.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        if sorted(archive.namelist()) != KERAS_MEMBERS:
+            raise ValueError(f"the members {archive.namelist()}")
+        if sum(member.file_size for member in archive.infolist()) > size:
+            raise ValueError("members that are larger than the file")
+        if damaged := archive.testzip():
+            raise ValueError(f"a damaged {damaged}")
+        config = json.loads(archive.read("config.json")) | {"compile_config": None}
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    count = sum(math.prod(variable.shape) for variable in model.variables)
+    if count > size:
+        raise ValueError(f"{size:,} bytes for {count:,} weights")
 
 
 def describe(probabilities: np.ndarray, split: Split) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Stands in for `python` when DVC runs a stage's command in tests/test_reruns.py.
 
-It writes what the stage would, as a digest: a function of the stage's code and parameters (worked out
-by the test, in the file that STANDIN names) and of the contents of its inputs. And it notes that it
+It writes what the stage would, as a digest: a function of the stage's code and parameters (found
+by the test: the file that STANDIN names) and of the contents of its inputs. And it notes that it
 ran. Only the standard library is used, and little of it: it is started a few hundred times.
 """
 

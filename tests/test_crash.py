@@ -164,7 +164,7 @@ def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
         command.split(), cwd=workspace, env=os.environ | {"PATH": PATH},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert second.returncode == 1
+    assert second.returncode == 1, (second.stdout, process.communicate()[0])
     assert f"is held by process {first.pid} on" in second.stderr
     process.communicate()
     assert process.returncode == 0
