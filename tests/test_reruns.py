@@ -354,12 +354,18 @@ def test_a_changed_file_reruns_what_imports_it(smaller: Project, file: str, edit
     check(smaller, lambda: path.write_text(path.read_text() + edit))
 
 
-def check(project: Project, change: Callable[[], Any]) -> set[str]:
-    """Makes a change, runs `dvc repro`, and compares what ran with what must."""
+def check(project: Project, change: Callable[[], Any], restored: str = "") -> set[str]:
+    """Makes a change, runs `dvc repro`, and compares what ran with what must.
+
+    Args:
+        project: what is changed.
+        change: changes it.
+        restored: a stage that saw the same inputs before: the run cache has its outputs.
+    """
     before = project.stages()
     change()
     _, expected = must_rerun(before, project.stages())
-    assert project.repro() == expected
+    assert project.repro() == expected - {restored}
     return expected
 
 
@@ -390,7 +396,9 @@ def test_a_variant_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert ran == {"lineup", "train@shapes-new", "evaluate@shapes-new", "plot@shapes"}
     ran = check(smaller, edited(smaller, rename))
     assert ran == {"lineup", "train@shapes-newer", "evaluate@shapes-newer", "plot@shapes"}
-    ran = check(smaller, edited(smaller, lambda tree: tree["variants"].pop("shapes-newer")))
+    ran = check(
+        smaller, edited(smaller, lambda tree: tree["variants"].pop("shapes-newer")), "lineup"
+    )
     assert ran == {"lineup", "plot@shapes"}
 
 
@@ -426,7 +434,7 @@ def test_a_dataset_that_is_added_renamed_and_removed(smaller: Project) -> None:
             "download", "stats", "lineup", "train", "evaluate", "plot",
         }  # fmt: skip
         assert len(ran) == 6
-    assert check(smaller, edited(smaller, drop)) == {"lineup"}
+    assert check(smaller, edited(smaller, drop), restored="lineup") == {"lineup"}
 
 
 def test_an_architecture_that_is_added_renamed_and_removed(smaller: Project) -> None:
