@@ -38,7 +38,7 @@ test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor
 	@python -m pytest --numprocesses 2 --dist loadfile
 
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
-	@python -m pytest -m realdata
+	@python -m pytest -m "realdata and not slow"
 
 repro: $(STAMP)  ## bring every result up to date: dvc repro
 	@python -m stages.shared.params
