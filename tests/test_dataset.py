@@ -113,7 +113,6 @@ def test_a_split_that_does_not_fit_the_format_is_neither_saved_nor_loaded(
 
 
 def test_superclasses_without_labels_are_not_saved(toy_split: Split, tmp_path: Path) -> None:
-    # BUG: they are, and the folder cannot be loaded
     with pytest.raises(StageError):
         check_split(replace(toy_split, coarse_classes=("round",)), tmp_path)
 
@@ -146,7 +145,6 @@ def test_a_truncated_array_is_refused(saved: Path, name: str, size: int) -> None
         (b"(60, 32, 32, 3)", b"(99, 32, 32, 3)"),
         (b"(60, 32, 32, 3)", b"(-1, 32, 32, 3)"),
         (b"(60, 32, 32, 3)", b"(60, 32, 32+ 3)"),
-        # BUG: NumPy's tokenize.TokenError is not caught: brackets that do not close, a short header
         (b"(60, 32, 32, 3)", b"(60, 32, 32, 3("),
         (b"{", b"("),
         (b"NUMPY\x01\x00\x76", b"NUMPY\x01\x00\x20"),
@@ -166,7 +164,7 @@ def test_an_array_with_a_damaged_header_is_refused(saved: Path, old: bytes, new:
         b"hello",
         b"\x80\x04K\x01.",
         bytes(200),
-        b"PK\x03\x04",  # BUG: zipfile.BadZipFile is not caught
+        b"PK\x03\x04",
     ],
 )
 def test_what_is_not_an_array_is_refused(saved: Path, content: bytes) -> None:
@@ -175,7 +173,6 @@ def test_what_is_not_an_array_is_refused(saved: Path, content: bytes) -> None:
 
 
 def test_several_arrays_in_one_file_are_refused(saved: Path) -> None:
-    # BUG: numpy.load takes a zip file for an .npz: an AttributeError
     with open(saved / "images.npy", "wb") as file:
         np.savez(file, images=np.zeros((60, 32, 32, 3), np.uint8))
     assert f"{saved / 'images.npy'} must be a NumPy array file" in refusal(saved)

@@ -169,7 +169,6 @@ def test_any_repackaging_of_the_same_bytes_is_accepted(tmp_path: Path, toy: Arch
 
 
 def test_a_repackaging_with_dots_before_the_names_is_accepted(tmp_path: Path, toy: Archive) -> None:
-    # BUG: `tar czf toy.tar.gz ./toy` names the members ./toy/one.bin; they are said to be missing
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         for name, data in toy.contents.items():
             add(archive, f"./{name}", data)
@@ -467,7 +466,7 @@ def test_a_part_that_is_not_of_this_file_is_dropped(server: Server, size: int) -
 
 
 def test_the_bytes_are_kept_as_stored_whatever_the_server_calls_them(server: Server) -> None:
-    # BUG: some servers label any .gz as `Content-Encoding: gzip`; it is then unpacked, and the
+    # some servers label any .gz as `Content-Encoding: gzip`; it is then unpacked, and the
     # sizes never agree
     server.content = gzip.compress(server.content)
     server.replies = ["encoded"]
@@ -514,7 +513,6 @@ def test_a_mirror_address_without_the_file_is_passed_over(
 def test_what_a_mirror_sent_is_not_continued_by_the_official_server(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # BUG: both share one .partial file, though a mirror may hold another packaging
     monkeypatch.setenv("CIFAR_MIRROR", server.url.replace("/pub/file.tar.gz", "/mirror"))
     server.replies = ["cut", 404, "range"]
     download.fetch(server.url, download.DOWNLOADS)
@@ -522,7 +520,6 @@ def test_what_a_mirror_sent_is_not_continued_by_the_official_server(
 
 
 def test_without_a_mirror_no_file_of_the_working_folder_is_taken(server: Server) -> None:
-    # BUG: an empty CIFAR_MIRROR means the working folder
     Path("file.tar.gz").write_bytes(b"some other file")
     assert download.fetch(server.url, download.DOWNLOADS).read_bytes() == server.content
 
@@ -575,7 +572,6 @@ def test_an_unknown_dataset_is_a_clear_error(workplace: Path) -> None:
 
 @pytest.mark.parametrize("limit", [20, 500, 10_000, 80_000])
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(workplace: Path, limit: int) -> None:
-    # BUG: NumPy's OSError for an array that was written in part has no errno: a traceback
     result = command(
         workplace, "shapes", f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit},) * 2)"
     )
@@ -624,7 +620,6 @@ def test_a_wrong_archive_is_refused_and_fetched_anew_by_the_next_run(
 def test_the_mirrors_own_file_is_kept(
     prepared: Server, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    # BUG: where the mirror is the folder `downloads`, its file is removed
     Path(folder).mkdir()
     mirrored = Path(folder, "file.tar.gz")
     mirrored.write_bytes(prepared.content)

@@ -292,7 +292,6 @@ def test_a_model_of_another_shape_is_refused(
 
 
 def test_a_model_without_a_shape_is_refused(project: Path) -> None:
-    # BUG: a model that was never built has no input_shape: AttributeError instead of an error
     with pytest.warns(UserWarning, match="not yet been built"):
         keras.Sequential([layers.Flatten()]).save(project / "weights/seed-9.keras")
     refuses(project, r"seed-9\.keras must map")

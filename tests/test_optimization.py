@@ -151,7 +151,6 @@ def test_adam_corrects_its_moments_for_their_start_at_zero(name: str) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("decay", [0.5, 0.0])
 def test_weight_decay_shrinks_by_the_learning_rate_times_it(name: str, decay: float) -> None:
-    # BUG: make_optimizer drops a weight decay of 0, and Keras's AdamW then takes its own .004
     config = {"name": "adamw", "learning_rate": 1.0, "beta_1": 0.9, "beta_2": 0.999}
     config = (sgd() if name == "sgd" else config) | {"weight_decay": decay}
     values = apply(config, [0.5], [0, 0])

@@ -149,7 +149,6 @@ def test_a_key_of_another_optimizer_is_refused(tmp_path: Path) -> None:
         "recipes.demo.augmentation.horizontal_flip",
         "recipes.demo.selection.monitor",
         "variants.shapes-lenet.config",
-        # BUG: of these three the line names the block, and says "Unable to extract tag"
         "datasets.shapes.source",
         "recipes.demo.optimizer.name",
         "recipes.demo.schedule.name",
@@ -284,8 +283,6 @@ def test_an_unknown_source_optimizer_or_schedule_is_refused(
 def test_a_misspelt_source_optimizer_or_schedule_is_named_with_its_key(
     tmp_path: Path, key: str, value: str, meant: str
 ) -> None:
-    # BUG: the line is about the block, not its tag, shows the whole block as received, and does
-    # not suggest the nearest name
     line = line_of(refusal(tmp_path, edited(key, value)), key)
     assert f"Received: '{value}'. Did you mean '{meant}'?" in line
 
@@ -352,7 +349,6 @@ def test_values_that_contradict_each_other_are_refused(
 def test_values_that_contradict_each_other_are_shown(
     tmp_path: Path, block: str, key: str, value: Any, rule: str
 ) -> None:
-    # BUG: these rules say what is allowed, but not what was received
     message = refusal(tmp_path, edited(f"recipes.{block}.{key}", value))
     assert "Received: " in line_of(message, f"recipes.{block}")
 
@@ -388,7 +384,6 @@ def test_all_dangling_names_are_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_form_and_dangling_names_are_reported_at_once(tmp_path: Path) -> None:
-    # BUG: names are looked up only where everything else is right
     data = parsed()
     data["recipes"]["demo"]["epochs"] = 0
     data["variants"]["shapes-lenet"]["model"] = "no"
@@ -470,7 +465,6 @@ def test_a_number_may_be_written_with_or_without_a_dot(tmp_path: Path, number: s
 def test_a_value_is_refused_or_read_as_dvc_reads_it(
     tmp_path: Path, key: str, old: str, new: str
 ) -> None:
-    # BUG: PyYAML reads YAML 1.1, DVC reads YAML 1.2
     path = tmp_path / "params.yaml"
     path.write_text(replaced(old, new))
     try:
@@ -506,7 +500,6 @@ def test_looking_up_an_unknown_name_says_what_there_is(section: str, look_up: st
         ("deep_bn", {"l2": None, "dropout": [0.1]}, "l2", "number. Received: None."),
         ("deep_bn", {"l2": 1, "dropout": 0.1}, "dropout", "list. Received: 0.1."),
         ("deep_bn", {"l2": 1, "dropout": [0.1, "y"]}, "dropout.1", "number. Received: 'y'."),
-        # BUG: what is not finite is accepted in a config
         ("deep_bn", {"l2": float("nan"), "dropout": [0.1]}, "l2", "finite number. Received: nan."),
         ("deep_bn", {"l2": 1, "dropout": [float("inf")]}, "dropout.0", "finite number."),
     ],
@@ -554,7 +547,6 @@ def test_the_command_refuses_a_bad_file_without_a_traceback(
 
 
 def test_the_command_reports_the_configs_of_all_variants_at_once(tmp_path: Path) -> None:
-    # BUG: it stops at the first variant with a bad config
     data = parsed()
     data["variants"]["shapes-lenet"]["config"] = {"a": 1}
     data["variants"]["cifar10-deep"]["config"] = {"b": 1}

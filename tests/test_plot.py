@@ -136,7 +136,6 @@ def test_a_missing_file_is_named_and_nothing_written(project: Path, path: str) -
 
 @pytest.mark.parametrize("path", [path for path in INPUTS if "curves" not in path])
 def test_a_damaged_file_is_named_and_nothing_written(project: Path, path: str) -> None:
-    # BUG: load_arrays lets numpy's and zipfile's errors through (and numpy leaves the file open)
     whole = (project / path).read_bytes()
     (project / path).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StageError, match=f"{path} must be"):

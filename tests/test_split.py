@@ -53,7 +53,7 @@ def test_images_are_chosen_and_held_out(
 @pytest.mark.parametrize(("fraction", "count"), [(0.07, 7), (0.2, 20), (0.29, 29), (0.57, 57)])
 @pytest.mark.parametrize("split", ["end", "stratified"])
 def test_a_whole_number_of_images_is_not_rounded(fraction: float, count: int, split: str) -> None:
-    # BUG: 100 * 0.29 is 28.999999999999996
+    # 100 * 0.29 is 28.999999999999996
     labels = np.zeros(100, np.uint8)
     assert len(split_indices(labels, "all", fraction, split)[1]) == count
 

@@ -103,8 +103,6 @@ def script(monkeypatch: pytest.MonkeyPatch, name: str, values: list[float]) -> N
     monkeypatch.setattr(Training, "_validate", lambda self: both | {name: next(left)})
 
 
-# BUG: Keras writes memory addresses into config.json ("shared_object_id"), so the bytes of no two
-# trainings agree: this test and the next four.
 @pytest.mark.parametrize(
     "values",
     [recipe(label_smoothing=0.2), recipe("demo-augmented", precision="mixed_bfloat16")],
@@ -150,7 +148,6 @@ def test_a_resumed_training_ends_as_if_never_interrupted(
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     toy_split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # BUG: numpy leaves a cut file open, which is a warning: checkpoint.load must open it itself
     values = recipe(epochs=4)
     (tmp_path / "a").mkdir()
     whole = train(toy_split, values, tmp_path / "a")
@@ -270,7 +267,6 @@ def test_without_validation_there_are_no_validation_columns(
 def test_the_learning_rate_of_a_row_is_one_that_its_epoch_used(
     toy_split: Split, tmp_path: Path, schedule: dict[str, Any]
 ) -> None:
-    # BUG: a row has the rate of the first step after its epoch: a drop shows one epoch too early
     values = recipe() | {"schedule": schedule}
     _, rows = train(toy_split, values, tmp_path)
     used = learning_rates(values, steps_per_epoch=3).reshape(3, 3)
@@ -417,7 +413,6 @@ def test_a_checkpoint_comes_back_as_it_was_and_two_are_kept(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_that_is_cut_short_is_not_believed(tmp_path: Path) -> None:
-    # BUG: numpy leaves a cut file open, which is a warning: checkpoint.load must open it itself
     for epoch in (1, 2):
         checkpoint.save(tmp_path, epoch, {"rows": [epoch]}, {"w": np.arange(20)})
     newest = tmp_path / "epoch-000002.npz"
@@ -430,7 +425,6 @@ def test_a_checkpoint_that_is_cut_short_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_with_a_wrong_byte_gives_no_wrong_numbers(tmp_path: Path) -> None:
-    # BUG: besides the open file, zipfile's NotImplementedError is not among checkpoint.DAMAGED
     for epoch in (1, 2):
         checkpoint.save(tmp_path, epoch, {"rows": [epoch]}, {"w": np.arange(20) * epoch})
     newest = tmp_path / "epoch-000002.npz"
