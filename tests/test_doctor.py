@@ -448,6 +448,18 @@ def test_a_cache_on_another_disk_is_measured_by_itself(
     assert levels(doctor.check_disk(workspace)) == ["ok", "warning"]
 
 
+@pytest.mark.parametrize(
+    "text", ["", "schema: '2.0'\nstages:\n  a:\n    cmd: b\n  c:\n    de", "- 1\n"]
+)
+def test_a_lock_file_that_was_cut_short_is_an_error(workspace: Path, text: str) -> None:
+    lock = workspace / "dvc.lock"
+    assert "nothing has been run" in only(doctor.check_lock_file(workspace), "ok")
+    lock.write_text("schema: '2.0'\nstages:\n  a:\n    cmd: b\n")
+    assert "1 stages" in only(doctor.check_lock_file(workspace), "ok")
+    lock.write_text(text)
+    assert "git checkout" in only(doctor.check_lock_file(workspace), "error")
+
+
 def test_what_gitignore_lacks_and_what_it_has_too_much_are_warnings(workspace: Path) -> None:
     assert "right for all 2" in only(doctor.check_gitignore(workspace), "ok")
     (workspace / ".gitignore").write_text("*.json\n")

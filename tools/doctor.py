@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 try:
     import filelock
     import psutil
+    import yaml
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -394,6 +395,25 @@ def check_hooks(folder: Path) -> list[Finding]:
     return [Finding("warning", "commits are not checked", "`pre-commit install`.")]
 
 
+def check_lock_file(folder: Path) -> list[Finding]:
+    """That dvc.lock is whole. DVC writes it in place, so whoever is killed just then cuts it short.
+
+    Entries that are lost with it are no loss: DVC finds the outputs again in its run cache.
+    """
+    path = folder / "dvc.lock"
+    if not path.exists():
+        return [Finding("ok", "nothing has been run yet")]
+    try:
+        stages = yaml.safe_load(path.read_text())["stages"]
+        whole = path.read_bytes().endswith(b"\n") and all(entry["cmd"] for entry in stages.values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        whole = False
+    if not whole:
+        advice = "`git checkout -- dvc.lock`, then `dvc repro`."
+        return [Finding("error", "dvc.lock is cut short or damaged", advice)]
+    return [Finding("ok", f"dvc.lock is whole: {len(stages)} stages")]
+
+
 def check_params(folder: Path) -> list[Finding]:
     """That params.yaml is valid, with every variant's config."""
     try:
@@ -417,6 +437,7 @@ CHECKS: dict[str, Check] = {
     "device": check_device,
     "workspace": check_workspace,
     "params": check_params,
+    "dvc.lock": check_lock_file,
     "gitignore": check_gitignore,
     "hooks": check_hooks,
     "disk": check_disk,
