@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from stages.shared import params
-from stages.training.augmentation import DRAWS, AugmentedImages, epoch_plan
+from stages.training.augmentation import DRAWS, AugmentedImages, epoch_plan, resized
 
 RECIPES = {name: recipe.model_dump() for name, recipe in params.load().recipes.items()}
 NOTHING: dict[str, Any] = {
     "rotation_degrees": 0,
     "shift_fraction": 0.0,
     "pad_crop_pixels": 0,
-    "horizontal_flip": False,
+    "horizontal_flip": "none",
     "fill": "nearest",
 }
 EVERYTHING = {
     "rotation_degrees": 180,
     "shift_fraction": 0.9,
     "pad_crop_pixels": 4,
-    "horizontal_flip": True,
+    "horizontal_flip": "random",
 }
 NUMPY_MODES = {"nearest": "edge", "reflect": "reflect", "black": "constant"}
 
@@ -53,7 +53,7 @@ def test_nothing_configured_changes_nothing_in_training(images: np.ndarray) -> N
 
 
 def test_images_are_looked_up_by_index_each_with_its_own_draws(images: np.ndarray) -> None:
-    layer = AugmentedImages(images, NOTHING | {"horizontal_flip": True})
+    layer = AugmentedImages(images, NOTHING | {"horizontal_flip": "random"})
     draws = np.full((3, len(DRAWS)), 0.9, np.float32)
     draws[1] = 0.1
     out = np.asarray(layer([np.array([[2], [0], [2]], np.int32), draws], training=True))
@@ -64,7 +64,7 @@ def test_images_are_looked_up_by_index_each_with_its_own_draws(images: np.ndarra
     ("draw", "mirrored"), [(0.0, False), (0.49, False), (0.5, True), (1, True)]
 )
 def test_a_draw_of_a_half_or_more_mirrors(images: np.ndarray, draw: float, mirrored: bool) -> None:
-    out = augment(images, {"horizontal_flip": True}, flip=draw)
+    out = augment(images, {"horizontal_flip": "random"}, flip=draw)
     np.testing.assert_array_equal(out, images[:, :, ::-1] if mirrored else images)
 
 
@@ -79,7 +79,7 @@ def test_pad_and_crop_is_numpys(
 
 
 def test_a_crop_is_taken_before_mirroring(images: np.ndarray) -> None:
-    config = {"pad_crop_pixels": 1, "horizontal_flip": True, "fill": "black"}
+    config = {"pad_crop_pixels": 1, "horizontal_flip": "random", "fill": "black"}
     out = augment(images, config, crop_y=0.5, crop_x=0.99, flip=0.99)
     padded = np.pad(images, [(0, 0), (0, 0), (1, 1), (0, 0)])
     np.testing.assert_array_equal(out, padded[:, :, 2:][:, :, ::-1])
@@ -148,7 +148,7 @@ def test_a_recipe_changes_pixels_if_it_says_so_and_else_none(
     index, draws = epoch_plan(50, seed=7, epoch=0)
     out = np.asarray(AugmentedImages(images, config)([index, draws], training=True))
     share = (out != images[index]).any(axis=(1, 2, 3)).mean()
-    says_so = any(value for key, value in config.items() if key != "fill")
+    says_so = any(value not in (0, "none") for key, value in config.items() if key != "fill")
     assert share > 0.3 if says_so else share == 0
 
 
@@ -176,3 +176,45 @@ def test_another_seed_or_epoch_has_another_plan(seed: int, epoch: int) -> None:
     other, other_draws = epoch_plan(40, seed=seed, epoch=epoch)
     assert (order != other).any()
     assert (draws != other_draws).all(axis=1).any()
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch() -> None:
+    flips = []
+    for epoch in range(4):
+        order, draws = epoch_plan(300, seed=5, epoch=epoch, flip="alternating")
+        by_image = np.empty(300)
+        by_image[order] = draws[:, DRAWS.index("flip")]
+        flips.append(by_image >= 0.5)
+    assert 100 < flips[0].sum() < 200
+    np.testing.assert_array_equal(flips[1], ~flips[0])
+    np.testing.assert_array_equal(flips[2], flips[0])
+    np.testing.assert_array_equal(flips[3], flips[1])
+    order, draws = epoch_plan(300, seed=5, epoch=1)
+    other = epoch_plan(300, seed=5, epoch=1, flip="alternating")
+    np.testing.assert_array_equal(other[0], order)
+    assert (other[1] == draws).sum() >= 300 * (len(DRAWS) - 1)
+
+
+def test_resized_images_are_averages_of_what_they_cover(random: np.random.Generator) -> None:
+    images = random.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    assert resized(images, 32) is images
+    flat = resized(np.full((2, 32, 32, 3), 77, np.uint8), 20)
+    assert flat.shape == (2, 20, 20, 3)
+    assert flat.dtype == np.uint8
+    assert (flat == 77).all()
+    halves = resized(images, 16).astype(float)
+    assert np.abs(halves.mean(axis=(1, 2)) - images.mean(axis=(1, 2))).max() < 1
+    ramp = np.broadcast_to(np.arange(0, 256, 8, np.uint8)[:, None], (1, 32, 32))[..., None]
+    inner = resized(ramp, 16)[0, 1:-1, :, 0]
+    np.testing.assert_array_equal(inner[:, 0], np.arange(4, 256, 16)[1:-1])
+
+
+@pytest.mark.parametrize(("scale", "padding"), [(1.0, 2), (0.75, 2), (0.5, 1), (0.2, 0)])
+def test_the_crops_padding_shrinks_with_the_images(
+    images: np.ndarray, scale: float, padding: int
+) -> None:
+    layer = AugmentedImages(images, NOTHING | {"pad_crop_pixels": 2, "fill": "black"}, scale)
+    draws = np.zeros((3, len(DRAWS)), np.float32)
+    out = np.asarray(layer([np.arange(3, dtype=np.int32), draws], training=True))
+    padded = np.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    np.testing.assert_array_equal(out, padded[:, :6, :8])

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from stages.models.air import initialize
 from stages.shared import params
 from stages.shared.stage import StageError
 from stages.training.fitting import build_core
@@ -25,6 +26,8 @@ PARAMETERS = {
     "cifar10-deep-bn": 309_290,
     "cifar10-convnet": 258_762,
     "cifar10-lenet": 92_246,
+    "cifar10-air94": 1_973_920,
+    "cifar10-resnet20": 271_098,
     "cifar100-deep-bn": 493_700,
     "cifar100-convnet": 270_372,
     "shapes-lenet": 92_246,
@@ -96,3 +99,44 @@ def test_deep_bn_refuses_dropout_of_the_wrong_length(dropout: list[float]) -> No
 def test_an_argument_that_a_model_does_not_have_is_refused() -> None:
     with pytest.raises(StageError, match=r"'lenet' cannot be built.*depth"):
         build_core({"model": "lenet", "config": {"depth": 3}}, SHAPE, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        ("resnet", {"depth": 18, "l2": 0.0}, "6n . 2.*Received: 18"),
+        ("resnet", {"depth": 2, "l2": 0.0}, "6n . 2.*Received: 2"),
+        ("air", {"widths": [8, 8], "depth": 2, "activation": "relu"}, "three numbers"),
+        ("air", {"widths": [8, 8, 8], "depth": 4, "activation": "relu"}, "2 or 3.*Received: 4"),
+    ],
+)
+def test_a_config_that_a_model_has_no_meaning_for_is_refused(
+    model: str, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StageError, match=message):
+        build_core({"model": model, "config": config}, SHAPE, 10)
+
+
+def test_resnet_56_has_its_published_number_of_trainable_parameters() -> None:
+    core = build_core({"model": "resnet", "config": {"depth": 56, "l2": 0.0}}, SHAPE, 10)
+    trained = sum(np.prod(weight.shape) for weight in core.trainable_weights)
+    assert round(trained / 1e6, 2) == 0.85  # table 6
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_air_starts_by_whitening_its_patches_and_passing_them_on(
+    random: np.random.Generator, depth: int
+) -> None:
+    config = {"widths": [30, 40, 40], "depth": depth, "activation": "linear"}
+    core = build_core({"model": "air", "config": config}, SHAPE, 10)
+    images = random.standard_normal((40, *SHAPE)).astype(np.float32).cumsum(axis=1) / 4
+    windows = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
+    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 12)
+    initialize(core, np.cov(patches.T))
+    whitened = keras.Model(core.inputs[0], core.get_layer("whitening").output)(images)
+    flat = np.asarray(whitened).reshape(-1, 24)
+    np.testing.assert_allclose(np.cov(flat[:, :12].T), np.eye(12), atol=0.06)
+    np.testing.assert_allclose(flat[:, 12:], -flat[:, :12], atol=1e-5)
+    convolution = next(x for x in core.layers if isinstance(x, keras.layers.Conv2D) and x.trainable)
+    passed = np.asarray(convolution(whitened))[..., :24]
+    np.testing.assert_allclose(passed, whitened, atol=1e-5)

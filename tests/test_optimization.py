@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from stages.shared import params
-from stages.training.optimization import Table, learning_rates, make_loss, make_optimizer
+from stages.training.optimization import (
+    Table,
+    learning_rates,
+    make_loss,
+    make_optimizer,
+    orthogonalized,
+)
 
 RECIPES = {name: recipe.model_dump() for name, recipe in params.load().recipes.items()}
 
@@ -177,3 +183,59 @@ def test_the_smoothed_loss_tends_to_the_plain_one(random: np.random.Generator) -
     plain = float(make_loss(0.0)(labels, logits))
     assert float(keras.ops.mean(make_loss(1e-9)(labels, logits))) == pytest.approx(plain, rel=1e-6)
     assert float(keras.ops.mean(make_loss(0.1)(labels, logits))) != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 20), (3, 3, 8, 16), (2, 2, 2, 50)])
+def test_an_orthogonalized_update_keeps_its_directions_and_evens_their_sizes(
+    random: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    update = random.standard_normal(shape, np.float32)
+    before = update.reshape(-1, shape[-1])
+    after = np.asarray(orthogonalized(update)).reshape(before.shape)
+    left, sizes, right = np.linalg.svd(before, full_matrices=False)
+    in_its_own_basis = left.T @ after @ right.T
+    new = np.diag(in_its_own_basis)
+    np.testing.assert_allclose(in_its_own_basis, np.diag(new), atol=1e-4)
+    assert new.min() > 0.3
+    assert new.max() < 1.3
+    assert new.max() / new.min() < sizes.max() / sizes.min()
+    np.testing.assert_allclose(orthogonalized(100 * update), orthogonalized(update), rtol=1e-3)
+
+
+MUON = {
+    "name": "muon",
+    "learning_rate": 0.5,
+    "momentum": 0.5,
+    "head_learning_rate": 0.25,
+    "bias_learning_rate": 1.0,
+    "sgd_momentum": 0.5,
+    "weight_decay": 0.125,
+}
+
+
+def test_muon_treats_vectors_and_matrices_as_sgd_does_each_at_its_own_rate() -> None:
+    head, bias = keras.Variable([[1.0, 2.0]]), keras.Variable([1.0, 2.0])
+    optimizer = make_optimizer(MUON, np.array([0.5, 0.25], np.float32))
+    optimizer.build([head, bias])
+    optimizer.apply([keras.ops.ones((1, 2)), keras.ops.ones(2)])
+    # decay 1/8 of the value; then the rate times 1 + momentum * 1
+    np.testing.assert_allclose(head, [[0.875 - 0.375, 1.75 - 0.375]])
+    np.testing.assert_allclose(bias, [0.875 - 1.5, 1.75 - 1.5])
+    optimizer.apply([keras.ops.zeros((1, 2)), keras.ops.zeros(2)])
+    # half of the rates, as the table says; the velocity is .5, and half of that is ahead
+    np.testing.assert_allclose(head, [[0.5 * 0.9375 - 0.03125, 1.375 * 0.9375 - 0.03125]])
+    np.testing.assert_allclose(bias, [-0.625 * 0.9375 - 0.125, 0.25 * 0.9375 - 0.125])
+
+
+def test_muon_keeps_a_kernels_norm_and_moves_it_by_the_orthogonalized_momentum(
+    random: np.random.Generator,
+) -> None:
+    start = random.standard_normal((3, 3, 2, 4), np.float32)
+    gradient = random.standard_normal((3, 3, 2, 4), np.float32)
+    kernel = keras.Variable(start)
+    optimizer = make_optimizer(MUON, np.array([0.5], np.float32))
+    optimizer.build([kernel])
+    optimizer.apply([keras.ops.convert_to_tensor(gradient)])
+    scaled = start * 2 / np.linalg.norm(start)  # 2 is the root of 4 channels
+    expected = scaled - 0.5 * np.asarray(orthogonalized(gradient))
+    np.testing.assert_allclose(kernel, expected, rtol=1e-3, atol=1e-4)

@@ -628,3 +628,73 @@ def test_an_unknown_variant_or_a_missing_dataset_is_an_error_before_keras_starts
     sys.argv[1] = "toy-lanet"
     with pytest.raises(StageError, match="Did you mean 'toy-lenet'"):
         stage.main()
+
+
+def build_pooled(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
+    """The toy, with weights that fit images of any size."""
+    toy = build_toy(input_shape, num_classes)
+    stack = [layer for layer in toy.layers if not isinstance(layer, layers.Flatten)]
+    stack.insert(-1, layers.GlobalMaxPooling2D())
+    return keras.Sequential([keras.Input(input_shape), *stack], name="pooled")
+
+
+GROWING = {"from_epochs": [1, 2, 3], "pixels": [16, 24, 32]}
+
+
+def test_images_may_grow_during_a_training_and_it_still_resumes_bit_for_bit(
+    toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["stages.models.toy"], "build", build_pooled)
+    values = recipe("demo-augmented", resolution=GROWING, precision="mixed_bfloat16", epochs=4)
+    seen = []
+    make = Training._make_trainer
+
+    def noted(self: Training) -> keras.Model:
+        seen.append(self.images.height)
+        return make(self)
+
+    monkeypatch.setattr(Training, "_make_trainer", noted)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    whole = train(toy_split, values, tmp_path / "a")
+    assert seen == [16, 24, 32]
+    for after, name in ((1, "b"), (3, "c")):
+        interrupt(toy_split, values, tmp_path / name, after)
+        assert train(toy_split, values, tmp_path / name) == whole
+    fixed = recipe("demo-augmented", precision="mixed_bfloat16", epochs=4)
+    (tmp_path / "d").mkdir()
+    assert train(toy_split, fixed, tmp_path / "d")[1][0] != whole[1][0]
+
+
+def test_images_cannot_grow_under_a_model_whose_weights_depend_on_their_size(
+    toy_split: Split,
+) -> None:
+    with pytest.raises(
+        StageError, match=r"pools over all places.*Received: \[16, 24, 32\] for 'toy'"
+    ):
+        start(toy_split, recipe(resolution=GROWING))
+
+
+@pytest.mark.parametrize("views", [1, 2, 6])
+def test_the_saved_model_averages_its_views_logits(
+    toy_split: Split, tmp_path: Path, views: int
+) -> None:
+    training = start(toy_split, recipe(test_views=views))
+    training.fit(tmp_path / "checkpoints")
+    training.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    images = toy_split.images[:7]
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        return np.asarray(training.core(training.normalisation(images)))
+
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+    weighted = {1: [(1.0, images)], 2: [(0.5, images), (0.5, images[:, :, ::-1])]}
+    weighted[6] = [(0.25, image) for _, image in weighted[2]] + [
+        (0.125, view)
+        for shifted in (padded[:, :-2, :-2], padded[:, 2:, 2:])
+        for view in (shifted, shifted[:, :, ::-1])
+    ]
+    mean = sum(weight * logits(view) for weight, view in weighted[views])
+    expected = np.exp(mean) / np.exp(mean).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-5)

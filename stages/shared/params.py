@@ -99,6 +99,18 @@ class AdamW(Section):
     weight_decay: NotNegative
 
 
+class Muon(Section):
+    """Orthogonalised updates for convolution kernels; SGD with Nesterov momentum for the rest."""
+
+    name: Literal["muon"]
+    learning_rate: Positive  # of convolution kernels, relative to their norm
+    momentum: Fraction
+    head_learning_rate: Positive  # of the matrices that give the logits
+    bias_learning_rate: Positive
+    sgd_momentum: Fraction
+    weight_decay: NotNegative  # of these two: this fraction at each step, times the schedule
+
+
 class Constant(Section):
     """The optimizer's learning rate throughout."""
 
@@ -145,8 +157,32 @@ class Augmentation(Section):
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]  # up to this much, either way
     shift_fraction: Fraction  # of the height and of the width, up to this much, either way
     pad_crop_pixels: Annotated[int, Field(ge=0, le=16)]  # padding on each side, then a crop
-    horizontal_flip: bool
+    horizontal_flip: Literal["none", "random", "alternating"]  # each image in every other epoch
     fill: Literal["nearest", "reflect", "black"]  # what is outside of the image
+
+
+class Resolution(Section):
+    """The images' size during training: `pixels[i]` each way from epoch `from_epochs[i]` on."""
+
+    from_epochs: Annotated[list[Count], Field(min_length=1)]
+    pixels: Annotated[list[Annotated[int, Field(ge=8, le=32)]], Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> "Resolution":
+        if len(self.from_epochs) != len(self.pixels):
+            raise ValueError(
+                "from_epochs and pixels must have the same length. "
+                f"Received: {self.from_epochs} and {self.pixels}"
+            )
+        if sorted({1, *self.from_epochs}) != self.from_epochs:
+            raise ValueError(
+                f"from_epochs must begin with 1 and increase. Received: {self.from_epochs}"
+            )
+        if self.pixels[-1] != 32:
+            raise ValueError(
+                f"pixels must end with the images' own size, 32. Received: {self.pixels}"
+            )
+        return self
 
 
 class Validation(Section):
@@ -167,14 +203,16 @@ class Recipe(Section):
 
     epochs: Count
     batch_size: Count
-    optimizer: Annotated[Sgd | RmsProp | Adam | AdamW, Field(discriminator="name")]
+    optimizer: Annotated[Sgd | RmsProp | Adam | AdamW | Muon, Field(discriminator="name")]
     schedule: Annotated[Constant | InverseTime | Piecewise | Decay, Field(discriminator="name")]
     label_smoothing: Fraction
     pixels: Literal["unit", "overall", "channel"]
     augmentation: Augmentation
+    resolution: Resolution
     images_per_class: Count | Literal["all"]
     validation: Validation
     selection: Selection
+    test_views: Literal[1, 2, 6]  # as it is; and mirrored; and both shifted by a pixel, two ways
     precision: Literal["float32", "mixed_bfloat16"]
     deterministic: bool
 
@@ -185,6 +223,11 @@ class Recipe(Section):
             raise ValueError(
                 "selection.keep: best and selection.patience_epochs need validation images: "
                 f"set validation.fraction above 0. Received: {self.validation.fraction}"
+            )
+        if self.resolution.from_epochs[-1] > self.epochs:
+            raise ValueError(
+                f"resolution.from_epochs must not go beyond epochs, {self.epochs}. "
+                f"Received: {self.resolution.from_epochs}"
             )
         if isinstance(self.schedule, Decay) and self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(

@@ -13,11 +13,19 @@ import keras
 import numpy as np
 from keras import ops
 
+RESIZED_AT_ONCE = 5000
+FIRST_FLIPS = 2**63  # stands where an epoch's number does
 DRAWS = ("rotation", "shift_y", "shift_x", "crop_y", "crop_x", "flip")
 
 
-def epoch_plan(count: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def epoch_plan(
+    count: int, seed: int, epoch: int, flip: str = "random"
+) -> tuple[np.ndarray, np.ndarray]:
     """What is random about one epoch's images.
+
+    Args:
+        count: how many images there are. seed: the training's. epoch: from 0.
+        flip: with "alternating", an image that is mirrored in one epoch is not in the next.
 
     Returns:
         The order in which `count` images are visited, int32 (count,), and for each visit the
@@ -25,7 +33,23 @@ def epoch_plan(count: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarra
     """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = random.permutation(count).astype(np.int32)
-    return order, random.random((count, len(DRAWS)), np.float32)
+    draws = random.random((count, len(DRAWS)), np.float32)
+    if flip == "alternating":
+        first = np.random.Generator(np.random.Philox(key=[seed, FIRST_FLIPS])).random(count)
+        draws[:, DRAWS.index("flip")] = ((first < 0.5) ^ (epoch % 2 == 1))[order]
+    return order, draws
+
+
+def resized(images: np.ndarray, pixels: int) -> np.ndarray:
+    """Images shrunk to a square: uint8 (N, pixels, pixels, channels), each pixel an average."""
+    if images.shape[1:3] == (pixels, pixels):
+        return images
+    small = np.empty((len(images), pixels, pixels, images.shape[-1]), np.uint8)
+    for start in range(0, len(images), RESIZED_AT_ONCE):
+        chunk = images[start : start + RESIZED_AT_ONCE].astype(np.float32)
+        chunk = ops.image.resize(chunk, (pixels, pixels), antialias=True)
+        small[start : start + RESIZED_AT_ONCE] = np.rint(ops.convert_to_numpy(chunk)).clip(0, 255)
+    return small
 
 
 class AugmentedImages(keras.layers.Layer):
@@ -37,10 +61,14 @@ class AugmentedImages(keras.layers.Layer):
     Args:
         images: uint8 (N, height, width, channels).
         config: the fields of a recipe's `augmentation`.
+        scale: the images' size as a fraction of their own; `pad_crop_pixels` shrinks with it.
     """
 
-    def __init__(self, images: np.ndarray, config: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, images: np.ndarray, config: dict[str, Any], scale: float = 1.0, **kwargs: Any
+    ) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
+        self.scale = scale
         count, self.height, self.width, self.channels = images.shape
         self.config = config
         self.pixels = self.add_weight(
@@ -63,9 +91,9 @@ class AugmentedImages(keras.layers.Layer):
         draw = {
             name: ops.reshape(draws[:, position], (-1, 1, 1)) for position, name in enumerate(DRAWS)
         }
-        if self.config["horizontal_flip"]:
+        if self.config["horizontal_flip"] != "none":
             columns = ops.where(draw["flip"] < 0.5, columns, self.width - 1 - columns)
-        pad = self.config["pad_crop_pixels"]
+        pad = round(self.config["pad_crop_pixels"] * self.scale)
         if pad:
             rows = rows + ops.cast(ops.floor(draw["crop_y"] * (2 * pad + 1)), "int32") - pad
             columns = columns + ops.cast(ops.floor(draw["crop_x"] * (2 * pad + 1)), "int32") - pad

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from stages.shared.dataset import Split
 from stages.shared.stage import StageError
 from stages.training import checkpoint
-from stages.training.augmentation import DRAWS, AugmentedImages, epoch_plan
+from stages.training.augmentation import DRAWS, AugmentedImages, epoch_plan, resized
+from stages.training.normalization import with_fused_normalization
 from stages.training.optimization import learning_rates, make_loss, make_optimizer
 from stages.training.record import has_gpu
 from stages.training.split import split_indices
@@ -55,24 +56,58 @@ class Training:
         stats: dict[str, Any],
         seed: int,
     ) -> None:
-        keras.utils.clear_session()  # layer names restart, so they do not tell of earlier seeds
-        keras.utils.set_random_seed(seed)
-        keras.config.set_dtype_policy(recipe["precision"])
-        self.recipe, self.seed, self.labels = recipe, seed, split.labels.astype(np.int32)
+        self.variant, self.recipe, self.seed = variant, recipe, seed
+        self.split, self.stats = split, stats
+        self.labels = split.labels.astype(np.int32)
         self.training_indices, self.validation_indices = split_indices(
             split.labels,
             recipe["images_per_class"],
             recipe["validation"]["fraction"],
             recipe["validation"]["split"],
         )
-        self.shape = split.images.shape[1:]
-        self.normalisation = make_normalisation(recipe["pixels"], stats)
-        self.core = build_core(variant, self.shape, len(split.classes))
-        self.images = AugmentedImages(split.images, recipe["augmentation"], name="images")
-        self.model = self._make_trainer()
+        self.steps_per_epoch = math.ceil(len(self.training_indices) / recipe["batch_size"])
+        self.rates = learning_rates(recipe, self.steps_per_epoch)
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None  # its epoch, its value, its weights
+        self._check_resolution()
+        self._build(pixels_in(recipe["resolution"], epoch=0))
+
+    def _check_resolution(self) -> None:
+        """Raises a StageError if the weights' shapes depend on the images' size, and it changes."""
+        height, width, channels = self.split.images.shape[1:]
+        sizes = set(self.recipe["resolution"]["pixels"]) - {height}
+        if not sizes:
+            return
+        shapes = [weight.shape for weight in self._build_core((height, width, channels)).weights]
+        for size in sizes:
+            core = self._build_core((size, size, channels))
+            if [weight.shape for weight in core.weights] != shapes:
+                raise StageError(
+                    "resolution.pixels can change only for a model that pools over all places, as "
+                    f"'air' and 'resnet' do. Received: {self.recipe['resolution']['pixels']} for "
+                    f"'{self.variant['model']}'."
+                )
+
+    def _build(self, pixels: int) -> None:
+        """Builds all anew for images of a size. Weights do not depend on it, so they can follow."""
+        self.pixels = pixels
+        images = resized(self.split.images, pixels)
+        self.core = with_fused_normalization(self._build_core(images.shape[1:]))
+        scale = pixels / self.split.images.shape[1]
+        self.images = AugmentedImages(images, self.recipe["augmentation"], scale, name="images")
+        self.model = self._make_trainer()
+
+    def _build_core(self, shape: tuple[int, ...]) -> keras.Model:
+        keras.utils.clear_session()  # layer names restart, so they do not tell of earlier builds
+        keras.utils.set_random_seed(self.seed)
+        keras.config.set_dtype_policy(self.recipe["precision"])
+        self.normalisation = make_normalisation(self.recipe["pixels"], self.stats)
+        core = build_core(self.variant, shape, len(self.split.classes))
+        initialize = getattr(model_file(self.variant["model"]), "initialize", None)
+        if initialize:  # a model file's own way, from the statistics of the data
+            initialize(core, patch_covariance(self.recipe["pixels"], self.stats))
+        return core
 
     def _make_trainer(self) -> keras.Model:
         """The model that is fitted: from an image's index and its random draws to logits."""
@@ -81,8 +116,6 @@ class Training:
         logits = self.core(self.normalisation(self.images([index, draws])))
         logits = layers.Activation("linear", dtype="float32", name="logits")(logits)
         model = keras.Model([index, draws], logits)
-        self.steps_per_epoch = math.ceil(len(self.training_indices) / self.recipe["batch_size"])
-        self.rates = learning_rates(self.recipe, self.steps_per_epoch)
         model.compile(
             optimizer=make_optimizer(self.recipe["optimizer"], self.rates),
             loss=make_loss(self.recipe["label_smoothing"]),
@@ -118,8 +151,9 @@ class Training:
 
     def _fit_epoch(self, epoch: int, bar: Any) -> None:
         bar.set_description(f"seed {self.seed}, epoch {epoch + 1}/{self.recipe['epochs']}")
+        self._resize_to(pixels_in(self.recipe["resolution"], epoch))
         self._seed_dropout(epoch)
-        order, draws = epoch_plan(len(self.training_indices), self.seed, epoch)
+        order, draws = self._plan(epoch)
         visited = self.training_indices[order]
         history = self.model.fit(
             [visited, draws],
@@ -141,6 +175,18 @@ class Training:
         self._remember_best()
         if bar.disable:
             print("  ".join(f"{key} {value}" for key, value in self.rows[-1].items()), flush=True)
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        flip = self.recipe["augmentation"]["horizontal_flip"]
+        return epoch_plan(len(self.training_indices), self.seed, epoch, flip)
+
+    def _resize_to(self, pixels: int) -> None:
+        """Goes on with images of another size."""
+        if pixels != self.pixels:
+            state = [_value(variable) for variable in self._state()]
+            self._build(pixels)
+            for variable, value in zip(self._state(), state, strict=True):
+                variable.assign(value)
 
     def _validate(self) -> dict[str, float]:
         held_out = self.validation_indices
@@ -201,6 +247,7 @@ class Training:
         if found is None:
             return
         facts, arrays = found
+        self._build(pixels_in(self.recipe["resolution"], len(facts["rows"]) - 1))
         for i, variable in enumerate(self._state()):
             variable.assign(arrays[f"state{i}"].astype(variable.dtype))
         self.rows, self.seconds = facts["rows"], facts["seconds"]
@@ -211,13 +258,17 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Saves the kept epoch as one self-contained model: uint8 pixels in, probabilities out."""
+        weights = _values(self.core)
         if self.recipe["selection"]["keep"] == "best" and self.best:
-            for variable, value in zip(self.core.variables, self.best["weights"], strict=True):
-                variable.assign(value)
-        pixels = keras.Input(self.shape, dtype="uint8", name="pixels")
-        logits = self.core(self.normalisation(pixels))
+            weights = self.best["weights"]
+        shape = self.split.images.shape[1:]
+        core = self._build_core(shape)
+        for variable, value in zip(core.variables, weights, strict=True):
+            variable.assign(value)
+        pixels = keras.Input(shape, dtype="uint8", name="pixels")
+        logits = views_mean(core, self.normalisation(pixels), self.recipe["test_views"])
         probabilities = layers.Activation("softmax", dtype="float32", name="probabilities")(logits)
-        save_model(keras.Model(pixels, probabilities, name=self.core.name), path)
+        save_model(keras.Model(pixels, probabilities, name=core.name), path)
 
     def summary(self) -> dict[str, Any]:
         """What outlives the training: its curves and what it took."""
@@ -231,7 +282,7 @@ class Training:
 
     def augmented_examples(self, count: int) -> np.ndarray:
         """The first images of the first epoch as the network sees them: uint8 (count, ...)."""
-        order, draws = epoch_plan(len(self.training_indices), self.seed, epoch=0)
+        order, draws = self._plan(epoch=0)
         visited = self.training_indices[order][:count]
         images = self.images([visited, draws[:count]], training=True)
         return np.clip(np.rint(keras.ops.convert_to_numpy(images)), 0, 255).astype(np.uint8)
@@ -256,18 +307,46 @@ class Progress(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+def model_file(name: str) -> Any:
+    return importlib.import_module(f"stages.models.{name}")
+
+
 def build_core(variant: dict[str, Any], shape: tuple[int, ...], classes: int) -> keras.Model:
     """The network of `stages/models/<model>.py`.
 
     Raises:
         StageError: if the model refuses its config.
     """
-    module = importlib.import_module(f"stages.models.{variant['model']}")
     try:
-        core: keras.Model = module.build(shape, classes, **variant["config"])
+        core: keras.Model = model_file(variant["model"]).build(shape, classes, **variant["config"])
     except (TypeError, ValueError) as error:
         raise StageError(f"Model '{variant['model']}' cannot be built: {error}") from None
     return core
+
+
+def pixels_in(resolution: dict[str, Any], epoch: int) -> int:
+    """The images' size in an epoch, from 0, by a recipe's `resolution`."""
+    piece = np.searchsorted(resolution["from_epochs"], epoch + 1, side="right") - 1
+    return int(resolution["pixels"][piece])
+
+
+def views_mean(core: keras.Model, images: Any, views: int) -> Any:
+    """The logits of the images, or their mean over several views of each (a recipe's `test_views`).
+
+    Half of the weight is on the images where they are, half on those shifted by a pixel.
+    """
+
+    def mirrored(images: Any) -> Any:
+        return layers.Average()([core(images), core(keras.ops.flip(images, axis=2))])
+
+    if views == 1:
+        return core(images)
+    if views == 2:
+        return mirrored(images)
+    padded = keras.ops.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="reflect")
+    shifts = [layers.Cropping2D(crop)(padded) for crop in (((0, 2), (0, 2)), ((2, 0), (2, 0)))]
+    shifted = layers.Average()([mirrored(each) for each in shifts])
+    return layers.Average()([mirrored(images), shifted])
 
 
 def make_normalisation(pixels: str, stats: dict[str, Any]) -> keras.layers.Layer:
@@ -284,6 +363,16 @@ def make_normalisation(pixels: str, stats: dict[str, Any]) -> keras.layers.Layer
     return layers.Rescaling(
         (1 / (255 * std)).tolist(), (-mean / std).tolist(), dtype="float32", name="normalisation"
     )
+
+
+def patch_covariance(pixels: str, stats: dict[str, Any]) -> np.ndarray:
+    """The covariance of 2x2 patches after `make_normalisation`: float64 (12, 12) for RGB."""
+    covariance = np.array(stats["patches"]["2"]["covariance"])
+    if pixels == "unit":
+        return covariance
+    std = np.array(stats[pixels]["std"]) + 1e-7
+    std = np.tile(np.broadcast_to(std, len(stats["channel"]["std"])), 4)
+    return covariance / np.outer(std, std)
 
 
 def save_model(model: keras.Model, path: Path) -> None:

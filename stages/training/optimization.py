@@ -1,5 +1,6 @@
 """From a recipe's words to Keras objects: learning rates per step, the optimizer, the loss."""
 
+import math
 from typing import Any
 
 import keras
@@ -57,17 +58,97 @@ class Table(keras.optimizers.schedules.LearningRateSchedule):
         return {"rates": self.rates.tolist()}
 
 
+class Muon(keras.optimizers.Optimizer):
+    """Nesterov momentum, and for convolution kernels an orthogonalised update of fixed size.
+
+    Source: K. Jordan et al., "Muon: an optimizer for hidden layers", 2024, with the kernels' norm
+    kept constant as their scale is without effect before batch normalisation. Keras's own Muon
+    leaves convolutions to Adam.
+
+    Args:
+        learning_rate: a schedule, of the kernels.
+        momentum: of the kernels.
+        head_factor: the learning rate of matrices, relative to the kernels'.
+        bias_factor: that of vectors, likewise.
+        sgd_momentum: of matrices and vectors.
+        decay_factor: the fraction that these two shrink by at each step, likewise.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        momentum: float,
+        head_factor: float,
+        bias_factor: float,
+        sgd_momentum: float,
+        decay_factor: float,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.momentum, self.sgd_momentum = momentum, sgd_momentum
+        self.factors = {1: bias_factor, 2: head_factor}
+        self.decay_factor = decay_factor
+
+    def build(self, variables: list[Any]) -> None:
+        if not self.built:
+            super().build(variables)
+            self.momentums = [
+                self.add_variable_from_reference(variable, "momentum") for variable in variables
+            ]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        is_kernel = len(variable.shape) > 2
+        rate = ops.cast(learning_rate, variable.dtype)
+        momentum = self.momentum if is_kernel else self.sgd_momentum
+        velocity = self.momentums[self._get_variable_index(variable)]
+        self.assign(velocity, momentum * velocity + gradient)
+        update = gradient + momentum * velocity
+        if is_kernel:
+            size = math.sqrt(variable.shape[-1])
+            value = variable * (size / (ops.norm(ops.reshape(variable, (-1,))) + 1e-7))
+            self.assign(variable, value - rate * orthogonalized(update))
+        else:
+            kept = 1 - rate * self.decay_factor
+            self.assign(
+                variable, variable * kept - rate * self.factors[len(variable.shape)] * update
+            )
+
+
+def orthogonalized(update: Any) -> Any:
+    """About the nearest matrix with orthogonal rows, or columns, by three Newton-Schulz steps.
+
+    Args:
+        update: float (..., channels), taken as a matrix of as many columns.
+    """
+    matrix = ops.reshape(update, (-1, update.shape[-1]))
+    tall = matrix.shape[0] > matrix.shape[1]
+    if tall:
+        matrix = ops.transpose(matrix)
+    matrix = matrix / (ops.norm(matrix) + 1e-7)
+    for _ in range(3):
+        square = ops.matmul(matrix, ops.transpose(matrix))
+        polynomial = -4.7750 * square + 2.0315 * ops.matmul(square, square)
+        matrix = 3.4445 * matrix + ops.matmul(polynomial, matrix)
+    if tall:
+        matrix = ops.transpose(matrix)
+    return ops.reshape(matrix, update.shape)
+
+
 def make_optimizer(config: dict[str, Any], rates: np.ndarray) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe, following the table of learning rates."""
     config = dict(config)
-    classes = {
+    classes: dict[str, Any] = {
         "sgd": keras.optimizers.SGD,
         "rmsprop": keras.optimizers.RMSprop,
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,
+        "muon": Muon,
     }
     make = classes[config.pop("name")]
-    config["learning_rate"] = Table(rates)
+    base, config["learning_rate"] = config["learning_rate"], Table(rates)
+    if make is Muon:
+        for name in ("head", "bias"):
+            config[f"{name}_factor"] = config.pop(f"{name}_learning_rate") / base
+        config["decay_factor"] = config.pop("weight_decay") / base
     if make is keras.optimizers.SGD and not config["weight_decay"]:
         config["weight_decay"] = None  # Keras's word for none, but for AdamW
     return make(**config)

@@ -1,0 +1,104 @@
+"""Our train stage against the tutorials' own way: the same network, batch and augmentation.
+
+    python -m benchmarks.tutorial [--images 12800] [--rounds 5]
+
+The tutorials' way is `fit` on arrays for the simple network, and `fit` on an ImageDataGenerator for
+deep_bn, in float32, ported only as far as TensorFlow 2.21 needs.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.alternation import alternate, compare, random_split, report
+from stages import stats
+from stages.shared import params
+from stages.shared.backend import import_keras
+from stages.shared.dataset import Split
+
+VARIANTS = ("cifar10-simple", "cifar10-deep-bn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare with the tutorials' training loops.")
+    parser.add_argument("--images", type=int, default=12_800, help="images per run")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each way")
+    args = parser.parse_args()
+
+    import_keras()
+    split = random_split(args.images)
+    result = {}
+    for key in VARIANTS:
+        ways = {
+            "tutorial": tutorial(key, split),
+            "ours": ours(key, split),
+            "ours, mixed_bfloat16": ours(key, split, precision="mixed_bfloat16"),
+        }
+        table = compare(alternate(ways, args.rounds), base="tutorial")
+        for row in table.values():
+            row["images_per_second"] = round(args.images / row["median_seconds"], 1)
+        result[key] = table
+    report("tutorial", {"images": args.images, "rounds": args.rounds, "networks": result})
+
+
+def ours(key: str, split: Split, **changes: Any) -> Callable[[], None]:
+    """An epoch as the train stage runs it."""
+    from stages.training.fitting import Training
+
+    config = params.load()
+    variant = config.variants[key]
+    recipe = config.recipes[variant.recipe].model_dump() | changes
+    statistics = stats.compute_stats(split.images)
+    training = Training(variant.model_dump(), recipe, split, statistics, seed=0)
+    bar = tqdm(disable=True)
+
+    def run() -> None:
+        training.rows = []  # always the first epoch
+        training._fit_epoch(0, bar)
+
+    return run
+
+
+def tutorial(key: str, split: Split) -> Callable[[], None]:
+    """An epoch as the tutorials run it: images in memory as floats, one-hot labels."""
+    import keras
+    import tensorflow as tf
+
+    from stages.training.fitting import build_core
+
+    keras.config.set_dtype_policy("float32")
+    config = params.load()
+    variant = config.variants[key]
+    recipe = config.recipes[variant.recipe].model_dump()
+    core = build_core(variant.model_dump(), split.images.shape[1:], len(split.classes))
+    model = keras.Sequential([core, keras.layers.Activation("softmax")])
+    labels = keras.utils.to_categorical(split.labels, len(split.classes))
+    batch = recipe["batch_size"]
+    if recipe["augmentation"]["rotation_degrees"] == 0:
+        images = split.images.astype("float32") / 255.0
+        optimizer: Any = keras.optimizers.SGD(0.01, momentum=0.9)
+    else:
+        images = split.images.astype("float32")
+        images = (images - np.mean(images)) / (np.std(images) + 1e-7)
+        optimizer = keras.optimizers.RMSprop(0.001)
+    model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
+    if recipe["augmentation"]["rotation_degrees"] == 0:
+        return lambda: model.fit(images, labels, batch_size=batch, epochs=1, verbose=0)
+    generator = tf.keras.preprocessing.image.ImageDataGenerator(
+        rotation_range=15, width_shift_range=0.1, height_shift_range=0.1, horizontal_flip=True
+    )
+    generator.fit(images[:1000])
+    steps = len(images) // batch
+    return lambda: model.fit(
+        generator.flow(images, labels, batch_size=batch),
+        steps_per_epoch=steps,
+        epochs=1,
+        verbose=0,
+    )
+
+
+if __name__ == "__main__":
+    main()
