@@ -13,7 +13,7 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test realdata slow repro check doctor lock clean
+.PHONY: help setup demo test realdata slow repro bench check doctor lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ doctor: $(STAMP)  ## check the environment and the workspace, and say what to do
 
 slow: $(STAMP)  ## the tests that take long: faults in every stage, 10,000 mutations of each input
 	@python -m pytest -m slow -s
+
+bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle machine
+	@for each in tutorial torch_air checkpoint_cost overhead floor; do \
+		python -m benchmarks.$$each || exit 1; done
 
 lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files
 	@$(COMPILE) --extra dev --output-file requirements.txt

@@ -7,18 +7,17 @@ epoch either way, of writing a checkpoint, and the ratios of the pairs.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from benchmarks.alternation import random_split, report
+from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
-from stages.shared.dataset import Split
 
 FOLDER = Path("checkpoints/benchmark")
 
@@ -32,17 +31,13 @@ def main() -> None:
     import_keras()
     from stages.training.fitting import Training
 
-    random = np.random.default_rng(0)
     config = params.load()
     variant = config.variants["cifar10-deep-bn"]
-    split = Split(
-        random.integers(0, 256, (args.images, 32, 32, 3), np.uint8),
-        random.integers(0, 10, args.images, np.uint8),
-        tuple("abcdefghij"),
-    )
-    stats = {"overall": {"mean": 0.5, "std": 0.29}}
+    split = random_split(args.images)
     recipe = config.recipes[variant.recipe].model_dump()
-    training = Training(variant.model_dump(), recipe, split, stats, seed=0)
+    training = Training(
+        variant.model_dump(), recipe, split, stats.compute_stats(split.images), seed=0
+    )
     epochs: dict[bool, list[float]] = {False: [], True: []}
     writing = []
     with tqdm(disable=True) as bar:
@@ -66,7 +61,7 @@ def main() -> None:
         "checkpoint_share": round(statistics.median(writing) / statistics.median(epochs[False]), 5),
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
-    print(json.dumps(result, indent=1))
+    report("checkpoint_cost", result)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 The operations of a training are those of its convolutions and matrices, forward once and backward
 twice, counted from the network. The peak is the fastest that a large matrix product, or a large
-convolution forward or backward, runs here in the recipe's precision. The measured times are from the
-committed run records.
+convolution forward or backward, runs here in the recipe's precision. The measured times are those
+of the committed run records.
 """
 
 import json

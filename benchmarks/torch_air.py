@@ -8,6 +8,7 @@ batch, augmentation, loss and optimizer, in bfloat16 with float32 weights.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="images per run")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each way")
     args = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        print("torch_air: skipped, torch is not installed: `python -m pip install torch`")
+        return
 
     import_keras()
     config = params.load()

@@ -13,6 +13,7 @@ NOTHING: dict[str, Any] = {
     "rotation_degrees": 0,
     "shift_fraction": 0.0,
     "pad_crop_pixels": 0,
+    "cutout_pixels": 0,
     "horizontal_flip": "none",
     "fill": "nearest",
 }
@@ -20,8 +21,10 @@ EVERYTHING = {
     "rotation_degrees": 180,
     "shift_fraction": 0.9,
     "pad_crop_pixels": 4,
+    "cutout_pixels": 3,
     "horizontal_flip": "random",
 }
+MEAN = [1.0, 2.0, 3.0]
 NUMPY_MODES = {"nearest": "edge", "reflect": "reflect", "black": "constant"}
 
 
@@ -36,7 +39,7 @@ def augment(
 ) -> np.ndarray:
     """All the images, each with the same draws; those that are not named are 1/2: no change."""
     rows = np.tile([draws.get(name, 0.5) for name in DRAWS], (len(images), 1)).astype(np.float32)
-    layer = AugmentedImages(images, NOTHING | config)
+    layer = AugmentedImages(images, NOTHING | config, MEAN[: images.shape[-1]])
     index = np.arange(len(images), dtype=np.int32)
     return np.asarray(layer([index, rows], training=training))
 
@@ -53,7 +56,7 @@ def test_nothing_configured_changes_nothing_in_training(images: np.ndarray) -> N
 
 
 def test_images_are_looked_up_by_index_each_with_its_own_draws(images: np.ndarray) -> None:
-    layer = AugmentedImages(images, NOTHING | {"horizontal_flip": "random"})
+    layer = AugmentedImages(images, NOTHING | {"horizontal_flip": "random"}, MEAN)
     draws = np.full((3, len(DRAWS)), 0.9, np.float32)
     draws[1] = 0.1
     out = np.asarray(layer([np.array([[2], [0], [2]], np.int32), draws], training=True))
@@ -129,7 +132,7 @@ def test_everything_together_changes_the_pixels_and_keeps_their_range(
     random: np.random.Generator, fill: str
 ) -> None:
     images = random.integers(0, 2, (20, 32, 32, 3), np.uint8) * np.uint8(255)
-    layer = AugmentedImages(images, EVERYTHING | {"fill": fill})
+    layer = AugmentedImages(images, EVERYTHING | {"fill": fill}, MEAN)
     index, draws = epoch_plan(20, seed=0, epoch=0)
     out = np.asarray(layer([index, draws], training=True))
     changed = (np.abs(out - images[index]) > 1).mean(axis=(1, 2, 3))
@@ -146,7 +149,7 @@ def test_a_recipe_changes_pixels_if_it_says_so_and_else_none(
     config = RECIPES[name]["augmentation"]
     images = random.integers(0, 256, (50, 32, 32, 3), np.uint8)
     index, draws = epoch_plan(50, seed=7, epoch=0)
-    out = np.asarray(AugmentedImages(images, config)([index, draws], training=True))
+    out = np.asarray(AugmentedImages(images, config, MEAN)([index, draws], training=True))
     share = (out != images[index]).any(axis=(1, 2, 3)).mean()
     says_so = any(value not in (0, "none") for key, value in config.items() if key != "fill")
     assert share > 0.3 if says_so else share == 0
@@ -213,8 +216,21 @@ def test_resized_images_are_averages_of_what_they_cover(random: np.random.Genera
 def test_the_crops_padding_shrinks_with_the_images(
     images: np.ndarray, scale: float, padding: int
 ) -> None:
-    layer = AugmentedImages(images, NOTHING | {"pad_crop_pixels": 2, "fill": "black"}, scale)
+    config = NOTHING | {"pad_crop_pixels": 2, "fill": "black"}
+    layer = AugmentedImages(images, config, MEAN, scale)
     draws = np.zeros((3, len(DRAWS)), np.float32)
     out = np.asarray(layer([np.arange(3, dtype=np.int32), draws], training=True))
     padded = np.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     np.testing.assert_array_equal(out, padded[:, :6, :8])
+
+
+@pytest.mark.parametrize(
+    ("draw_y", "draw_x", "top", "left"), [(0, 0.99, 0, 6), (0.5, 0.2, 2, 1), (0.99, 0, 4, 0)]
+)
+def test_a_square_is_cut_out_and_lies_wholly_inside(
+    images: np.ndarray, draw_y: float, draw_x: float, top: int, left: int
+) -> None:
+    out = augment(images, {"cutout_pixels": 2}, cutout_y=draw_y, cutout_x=draw_x)
+    expected = images.astype(np.float32)
+    expected[:, top : top + 2, left : left + 2] = MEAN
+    np.testing.assert_array_equal(out, expected)

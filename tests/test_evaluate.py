@@ -218,7 +218,7 @@ def test_evaluating_again_gives_the_same_bytes(project: Path) -> None:
 def test_a_trained_model_is_evaluated_as_it_was_saved(project: Path, toy_split: Split) -> None:
     recipe = params.load(Path(__file__).parents[1] / "params.yaml").recipes["demo"].model_dump()
     recipe |= {"epochs": 2, "pixels": "overall"}
-    stats = {"overall": {"mean": 0.4, "std": 0.3}}
+    stats = {"overall": {"mean": 0.4, "std": 0.3}, "channel": {"mean": [0.4, 0.4, 0.4]}}
     training = Training({"model": "lenet", "config": {}}, recipe, toy_split, stats, seed=3)
     training.fit(project / "checkpoints")
     for path in (project / "weights").iterdir():

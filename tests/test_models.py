@@ -28,6 +28,8 @@ PARAMETERS = {
     "cifar10-lenet": 92_246,
     "cifar10-air94": 1_973_920,
     "cifar10-resnet20": 271_098,
+    "cifar10-air96": 9_921_824,
+    "cifar100-air": 9_967_904,
     "cifar100-deep-bn": 493_700,
     "cifar100-convnet": 270_372,
     "shapes-lenet": 92_246,

@@ -633,9 +633,8 @@ def test_an_unknown_variant_or_a_missing_dataset_is_an_error_before_keras_starts
 def build_pooled(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     """The toy, with weights that fit images of any size."""
     toy = build_toy(input_shape, num_classes)
-    stack = [layer for layer in toy.layers if not isinstance(layer, layers.Flatten)]
-    stack.insert(-1, layers.GlobalMaxPooling2D())
-    return keras.Sequential([keras.Input(input_shape), *stack], name="pooled")
+    stack = [keras.Input(input_shape), *toy.layers[:-2], layers.GlobalMaxPooling2D()]
+    return keras.Sequential([*stack, layers.Dense(num_classes)], name="pooled")
 
 
 GROWING = {"from_epochs": [1, 2, 3], "pixels": [16, 24, 32]}

@@ -157,6 +157,7 @@ class Augmentation(Section):
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]  # up to this much, either way
     shift_fraction: Fraction  # of the height and of the width, up to this much, either way
     pad_crop_pixels: Annotated[int, Field(ge=0, le=16)]  # padding on each side, then a crop
+    cutout_pixels: Annotated[int, Field(ge=0, le=32)]  # the side of a square made grey
     horizontal_flip: Literal["none", "random", "alternating"]  # each image in every other epoch
     fill: Literal["nearest", "reflect", "black"]  # what is outside of the image
 

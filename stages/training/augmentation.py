@@ -15,7 +15,7 @@ from keras import ops
 
 RESIZED_AT_ONCE = 5000
 FIRST_FLIPS = 2**63  # stands where an epoch's number does
-DRAWS = ("rotation", "shift_y", "shift_x", "crop_y", "crop_x", "flip")
+DRAWS = ("rotation", "shift_y", "shift_x", "crop_y", "crop_x", "flip", "cutout_y", "cutout_x")
 
 
 def epoch_plan(
@@ -61,14 +61,20 @@ class AugmentedImages(keras.layers.Layer):
     Args:
         images: uint8 (N, height, width, channels).
         config: the fields of a recipe's `augmentation`.
-        scale: the images' size as a fraction of their own; `pad_crop_pixels` shrinks with it.
+        mean: of each channel, in 0..255: what is cut out becomes this.
+        scale: the images' size as a fraction of their own; what is in pixels shrinks with it.
     """
 
     def __init__(
-        self, images: np.ndarray, config: dict[str, Any], scale: float = 1.0, **kwargs: Any
+        self,
+        images: np.ndarray,
+        config: dict[str, Any],
+        mean: list[float],
+        scale: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
-        self.scale = scale
+        self.mean, self.scale = mean, scale
         count, self.height, self.width, self.channels = images.shape
         self.config = config
         self.pixels = self.add_weight(
@@ -91,6 +97,20 @@ class AugmentedImages(keras.layers.Layer):
         draw = {
             name: ops.reshape(draws[:, position], (-1, 1, 1)) for position, name in enumerate(DRAWS)
         }
+        out = self._moved(first, rows, columns, draw)
+        side = round(self.config["cutout_pixels"] * self.scale)
+        if side:
+            top = ops.floor(draw["cutout_y"] * (self.height - side + 1))
+            left = ops.floor(draw["cutout_x"] * (self.width - side + 1))
+            y, x = ops.cast(rows, "float32") - top, ops.cast(columns, "float32") - left
+            inside = ops.logical_and(
+                ops.logical_and(y >= 0, y < side), ops.logical_and(x >= 0, x < side)
+            )
+            out = ops.where(inside[..., None], ops.convert_to_tensor(self.mean, "float32"), out)
+        return out
+
+    def _moved(self, first: Any, rows: Any, columns: Any, draw: dict[str, Any]) -> Any:
+        """The images after mirroring, cropping, shifting and rotation."""
         if self.config["horizontal_flip"] != "none":
             columns = ops.where(draw["flip"] < 0.5, columns, self.width - 1 - columns)
         pad = round(self.config["pad_crop_pixels"] * self.scale)

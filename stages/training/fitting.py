@@ -95,7 +95,10 @@ class Training:
         images = resized(self.split.images, pixels)
         self.core = with_fused_normalization(self._build_core(images.shape[1:]))
         scale = pixels / self.split.images.shape[1]
-        self.images = AugmentedImages(images, self.recipe["augmentation"], scale, name="images")
+        mean = [255 * value for value in self.stats["channel"]["mean"]]
+        self.images = AugmentedImages(
+            images, self.recipe["augmentation"], mean, scale, name="images"
+        )
         self.model = self._make_trainer()
 
     def _build_core(self, shape: tuple[int, ...]) -> keras.Model:
