@@ -119,11 +119,12 @@ class Training:
         logits = self.core(self.normalisation(self.images([index, draws])))
         logits = layers.Activation("linear", dtype="float32", name="logits")(logits)
         model = keras.Model([index, draws], logits)
+        together = 1 if keras.backend.backend() == "torch" else STEPS_PER_CALL  # all it can do
         model.compile(
             optimizer=make_optimizer(self.recipe["optimizer"], self.rates),
             loss=make_loss(self.recipe["label_smoothing"]),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-            steps_per_execution=min(STEPS_PER_CALL, self.steps_per_epoch),
+            steps_per_execution=min(together, self.steps_per_epoch),
             jit_compile=has_gpu() or keras.backend.backend() == "jax",
         )
         model.optimizer.build(model.trainable_variables)

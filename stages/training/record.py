@@ -15,8 +15,6 @@ from typing import Any
 
 import keras
 
-PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy")
-
 
 def prepare_device(deterministic: bool) -> None:
     """Lets a GPU's memory grow as needed, and asks for deterministic operations if so wished."""
@@ -90,14 +88,10 @@ def _processor() -> str:
 
 
 def versions() -> list[str]:
-    """Python's and the installed backends' versions, as `name version`."""
-    found = [f"python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Python's, Keras's, the backend's and numpy's versions, as `name version`."""
+    packages = ("keras", keras.backend.backend(), "numpy")
+    found = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    return [f"python {platform.python_version()}", *found]
 
 
 def git_revision() -> str:

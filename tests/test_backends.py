@@ -1,0 +1,80 @@
+"""The same training on JAX and PyTorch: same draws, same network, the same bytes twice.
+
+TensorFlow is what is documented; the others are run where they are installed (.ci/run does).
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.shared.dataset import Split, save_split
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from stages.shared import params
+from stages.shared.backend import import_keras
+import_keras()
+from stages import stats
+from stages.shared.dataset import load_split
+from stages.training import record
+from stages.training.fitting import Training
+from stages.evaluate import predict
+
+data, out = Path(sys.argv[1]), Path(sys.argv[2])
+split = load_split(data)
+recipe = params.load().recipes["air94"].model_dump()
+recipe |= {"epochs": 4, "batch_size": 12, "precision": "float32"}
+recipe |= {"resolution": {"from_epochs": [1, 3], "pixels": [24, 32]}}
+recipe["optimizer"] |= {"learning_rate": 0.05, "bias_learning_rate": 1.0}
+variant = {"model": "air", "config": {"widths": [24, 24, 24], "depth": 3, "activation": "relu"}}
+record.prepare_device(True)
+training = Training(variant, recipe, split, stats.compute_stats(split.images), seed=1)
+out.mkdir()
+training.fit(out / "checkpoints")
+training.save(out / "seed-1.keras")
+probabilities, parameters = predict(out, split)
+result = {"rows": training.rows, "probabilities": probabilities["1"].tolist()}
+print(json.dumps(result | {"environment": record.environment(True)}))
+"""
+
+
+def trained(backend: str, data: Path, out: Path) -> dict[str, Any]:
+    environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(data), str(out)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_trains_alike_and_repeats_itself(
+    toy_split: Split, tmp_path: Path, backend: str
+) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    data = tmp_path / "data"
+    save_split(toy_split, data)
+    reference = trained("tensorflow", data, tmp_path / "reference")
+    first = trained(backend, data, tmp_path / "first")
+    second = trained(backend, data, tmp_path / "second")
+    assert first == second
+    weights = [tmp_path / name / "seed-1.keras" for name in ("first", "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert first["environment"]["backend"] == backend
+    losses = [[row["loss"] for row in each["rows"]] for each in (first, reference)]
+    assert losses[0][-1] < losses[0][0]
+    # Initial weights are each backend's own random numbers, but for the whitening and identities.
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.1)
+    np.testing.assert_allclose(np.sum(first["probabilities"], axis=1), 1, atol=1e-5)
