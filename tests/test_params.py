@@ -189,6 +189,8 @@ def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
         ("recipes.demo.label_smoothing", 1.0, "less than 1"),
         ("recipes.demo.augmentation.rotation_degrees", 181, "less than or equal to 180"),
         ("recipes.demo.augmentation.pad_crop_pixels", 17, "less than or equal to 16"),
+        ("recipes.demo.augmentation.cutout_pixels", 33, "less than or equal to 32"),
+        ("recipes.air94.optimizer.head_learning_rate", 0.0, "greater than 0"),
         ("recipes.demo.validation.fraction", 1.0, "less than 1"),
         ("datasets.shapes.train_images", 9, "greater than or equal to 10"),
         ("datasets.shapes.seed", 2**32, "less than 4294967296"),
@@ -203,6 +205,8 @@ def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
         ("recipes.demo.pixels", "unti", "'unit', 'overall' or 'channel'"),
         ("recipes.demo.precision", "float16", "'float32' or 'mixed_bfloat16'"),
         ("recipes.demo.augmentation.fill", "white", "'nearest', 'reflect' or 'black'"),
+        ("recipes.demo.augmentation.horizontal_flip", True, "'none', 'random' or 'alternating'"),
+        ("recipes.demo.test_views", 3, "1, 2 or 6"),
         ("recipes.demo.validation.split", "random", "'end' or 'stratified'"),
         ("recipes.demo.selection.keep", "first", "'last' or 'best'"),
         ("recipes.demo.selection.monitor", "loss", "'val_loss' or 'val_accuracy'"),
@@ -227,6 +231,8 @@ def test_a_value_that_does_not_fit_is_refused(
         ("variants.shapes-lenet.seeds", ["x"], "seeds.0", "integer"),
         ("recipes.tutorial-deep-bn.schedule.factors", [0.5, 0.0], "factors.1", "greater than 0"),
         ("recipes.tutorial-deep-bn.schedule.from_epochs", [0, 1], "from_epochs.0", "equal to 1"),
+        ("recipes.demo.resolution.pixels", [7], "pixels.0", "equal to 8"),
+        ("recipes.demo.resolution.pixels", [33], "pixels.0", "equal to 32"),
     ],
 )
 def test_a_bad_item_of_a_list_is_named_by_its_position(
@@ -235,6 +241,27 @@ def test_a_bad_item_of_a_list_is_named_by_its_position(
     line = line_of(refusal(tmp_path, edited(key, value)), f"{key.rpartition('.')[0]}.{where}")
     assert allowed in line
     assert "Received: " in line
+
+
+@pytest.mark.parametrize(
+    ("from_epochs", "pixels", "message"),
+    [
+        ([1, 2], [32], "same length"),
+        ([2], [32], "begin with 1 and increase"),
+        ([1, 3, 2], [8, 16, 32], "begin with 1 and increase"),
+        ([1, 2, 2], [8, 16, 32], "begin with 1 and increase"),
+        ([1, 2], [32, 24], "end with the images' own size, 32"),
+        ([1, 999], [24, 32], "not go beyond epochs"),
+    ],
+)
+def test_a_resolution_that_makes_no_sense_is_refused(
+    tmp_path: Path, from_epochs: list[int], pixels: list[int], message: str
+) -> None:
+    value = {"from_epochs": from_epochs, "pixels": pixels}
+    text = refusal(tmp_path, edited("recipes.demo.resolution", value))
+    assert "recipes.demo" in text
+    assert message in text
+    assert "Received: " in text
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,9 @@ CHOICES = {
     "dataset": ["cifar10", "shapes"],
     "recipe": ["demo", "shallow"],
     "model": ["lenet", "convnet"],
+    "horizontal_flip": ["none", "random"],
+    "test_views": [1, 2],
+    "activation": ["relu", "gelu"],
 }
 BLOCKS: dict[str, list[Tree]] = {
     "optimizer": [
@@ -253,6 +256,8 @@ def changed_leaf(tree: Tree, path: tuple[Any, ...]) -> Tree:
         at(tree, path[:-2])[path[-2]] = other
     elif key == "config":  # an empty one: only another model can have another
         parent |= {"model": "deep_bn", "config": {"l2": 0.0, "dropout": [0.0, 0.0, 0.0]}}
+    elif "resolution" in path:  # its first epoch and its last size are what they are
+        at(tree, path[:2])["resolution"] = {"from_epochs": [1, 2], "pixels": [12, 32]}
     elif key == "classes":
         parent[key] = 110 - value
     elif key == "url":

@@ -1,0 +1,169 @@
+"""tools/compare.py: hand-worked cases, simulated data without a difference, and its words."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.shared.stage import StageError
+from tools import compare
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def right(*rows: str) -> np.ndarray:
+    return np.array([[mark == "+" for mark in row] for row in rows])
+
+
+def test_mcnemar_and_the_interval_worked_by_hand() -> None:
+    # 5 images only a has, 1 only b, 4 both: two-sided binomial 2 * (1 + 6) / 64
+    found = compare.compare(right("+++++-++++"), right("-----+++++"))
+    assert (found["only_a_right"], found["only_b_right"]) == (5, 1)
+    assert found["p_images"] == pytest.approx(14 / 64)
+    assert found["difference"] == pytest.approx(0.4)
+    # the differences are 1 five times, -1 once, 0 four times: variance (6 - 10 * .16) / 9
+    half = 2.262157 * np.sqrt((6 - 1.6) / 9 / 10)
+    assert (found["low"], found["high"]) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-5)
+    assert found["p_seeds"] is None
+    assert compare.verdict(found, 1) == "no evidence of a difference"
+
+
+def test_the_other_way_round_is_the_mirror_image() -> None:
+    a, b = right("++++++++++++--", "+++++++++++++-"), right("--+-+--++--+-+", "--+-+--++--+--")
+    one, two = compare.compare(a, b), compare.compare(b, a)
+    assert (one["difference"], one["low"]) == (-two["difference"], -two["high"])
+    assert (one["p_images"], one["p_seeds"]) == (two["p_images"], two["p_seeds"])
+
+
+def test_equal_models_are_no_evidence_of_a_difference() -> None:
+    same = right("++-+", "+-++")
+    found = compare.compare(same, same)
+    assert (found["difference"], found["p"]) == (0, 1)
+    alone = compare.compare(right("++-+"), right("++-+"))
+    assert (alone["low"], alone["high"], alone["p"]) == (0, 0, 1)
+    assert compare.verdict(alone, 1) == "no evidence of a difference"
+
+
+def test_seeds_that_differ_more_than_the_variants_do_are_no_evidence() -> None:
+    count = 4000
+    rows = [np.arange(count) < share * count for share in (0.50, 0.80, 0.60, 0.90)]
+    found = compare.compare(np.array(rows[1::2]), np.array(rows[::2]))
+    assert found["p_images"] < 1e-6
+    assert found["p_seeds"] > 0.05
+    assert found["low"] < 0 < found["high"]
+    assert compare.verdict(found, 1) == "no evidence of a difference"
+
+
+def test_a_clear_difference_is_found_and_corrected_for_the_number_of_comparisons() -> None:
+    found = {"p": 0.02, "difference": 0.1}
+    assert compare.verdict(found, 1) == "better"
+    assert compare.verdict(found, 3) == "no evidence of a difference"
+    assert compare.verdict(found | {"difference": -0.1}, 2) == "worse"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_variants_that_do_not_differ_are_called_different_in_at_most_one_of_twenty_cases(
+    random: np.random.Generator, seeds: int
+) -> None:
+    wrong, simulations = 0, 400
+    for _ in range(simulations):
+        easy = random.beta(2, 0.5, size=500)  # how likely each image is to be right
+        a, b = (random.random((seeds, 500)) < easy for _ in range(2))
+        found = compare.compare(a, b)
+        wrong += compare.verdict(found, 1) != "no evidence of a difference"
+    print(f"false positives with {seeds} seeds: {wrong} of {simulations}")
+    assert wrong <= 0.05 * simulations
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped params.yaml, and predictions of two shapes variants on 60 images."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "shapes-lenet", [50, 49])
+    write(tmp_path, "shapes-simple", [20])
+    return tmp_path
+
+
+def write(folder: Path, variant: str, right_of_60: list[int]) -> None:
+    path = folder / "results/predictions/shapes" / f"{variant}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "index", "true", "predicted", "confidence"])
+        for seed, count in enumerate(right_of_60):
+            for index in range(60):
+                predicted = "star" if index < count else "ring"
+                writer.writerow([seed, index, "star", predicted, 0.5])
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", *arguments])
+    compare.main()
+
+
+def test_a_sentence_says_which_is_better_and_by_how_much(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "shapes-lenet", "shapes-simple")
+    text = capsys.readouterr().out
+    assert "shapes-lenet is better than shapes-simple. Accuracy 82.50% against 33.33%" in text
+    assert "difference +49.17 points (95 % interval +36" in text
+    assert "one model each" in text
+    write(project, "shapes-convnet", [50])
+    run(monkeypatch, "shapes-simple", "shapes-lenet", "shapes-convnet")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("shapes-simple is worse than shapes-lenet.")
+    assert "shapes-lenet and shapes-convnet: no evidence of a difference." in lines[2]
+    assert lines[3] == "Corrected for 3 comparisons (Bonferroni)."
+
+
+def test_json_has_the_numbers(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "shapes-lenet", "shapes-simple", "--json")
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["a"], found["b"], found["verdict"]) == ("shapes-lenet", "shapes-simple", "better")
+    assert found["seeds_a"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shapes-lenet"], "Two or more different variants"),
+        (["shapes-lenet", "shapes-lenet"], "Two or more different variants"),
+        (["shapes-lenet", "cifar10-lenet"], "of one dataset"),
+        (["shapes-lenet", "shapes-lenot"], "Did you mean 'shapes-lenet'"),
+        (["shapes-lenet", "shapes-deep-bn"], "dvc repro evaluate@shapes-deep-bn"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(StageError, match=message):
+        run(monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "seed,index,true\n1,2,a\n",
+        "seed,index,true,predicted\n1,x,a,a\n",
+        "seed,index,true,predicted\n1,0,a,a\n1,1,a,a\n2,0,a,a\n",
+    ],
+)
+def test_damaged_predictions_are_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (project / "results/predictions/shapes/shapes-simple.csv").write_text(text)
+    with pytest.raises(StageError, match="dvc repro"):
+        run(monkeypatch, "shapes-lenet", "shapes-simple")
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(StageError, match="same images"):
+        compare.compare(right("++"), right("+++"))
