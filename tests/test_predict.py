@@ -1,0 +1,196 @@
+"""tools/predict.py: images of every kind come to the same thing, and errors are named."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image, ImageOps
+
+from stages.shared.stage import StageError
+from tools import predict
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that tells the colour of an image's upper half: its weights are set by hand."""
+    pixels = keras.Input((32, 32, 3), dtype="uint8")
+    scaled = layers.Rescaling(1 / 255)(pixels)
+    mean = layers.GlobalAveragePooling2D()(layers.Cropping2D(((0, 16), (0, 0)))(scaled))
+    dense = layers.Dense(3, use_bias=False, activation="softmax")
+    network = keras.Model(pixels, dense(mean))
+    dense.kernel.assign(10 * np.eye(3))
+    path = tmp_path_factory.mktemp("weights") / "colours" / "seed-1.keras"
+    path.parent.mkdir()
+    network.save(path)
+    return path
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """Wider than high: green above, black below."""
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:30, :, 1] = 255
+    return Image.fromarray(pixels)
+
+
+def best(model: Path, *names: Path | str) -> list[Any]:
+    found = predict.Predictor(model, CLASSES).predict([str(name) for name in names], top=1)
+    return [each.get("error") or each["classes"][0]["class"] for each in found]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp", "tiff", "ppm"])
+def test_every_format_gives_the_same_class(
+    model: Path, picture: Image.Image, tmp_path: Path, suffix: str
+) -> None:
+    picture.save(tmp_path / f"image.{suffix}")
+    assert best(model, tmp_path / f"image.{suffix}") == ["green"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "YCbCr", "HSV"])
+def test_every_colour_mode_gives_the_same_class(picture: Image.Image, mode: str) -> None:
+    converted = predict.upright_rgb(picture.convert(mode))
+    assert converted.mode == "RGB"
+    difference = np.asarray(converted).astype(int) - np.asarray(picture)
+    assert np.abs(difference).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "F", "I;16"])
+def test_grey_images_keep_their_brightness(mode: str) -> None:
+    grey = np.repeat([[0], [128], [255]], 4, axis=1)
+    if mode == "1":
+        grey = np.where(grey > 128, 255, 0)
+    if mode == "I;16":
+        image = Image.fromarray((grey * 257).astype(np.uint16))
+    else:
+        image = Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    converted = np.asarray(predict.upright_rgb(image))
+    np.testing.assert_array_equal(converted, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_transparent_pixels_are_white(model: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    pixels[..., 2] = 255
+    pixels[:, :20, 3] = 255
+    converted = np.asarray(predict.upright_rgb(Image.fromarray(pixels)))
+    assert (converted[:, :20] == [0, 0, 255]).all()
+    assert (converted[:, 20:] == 255).all()
+    palette = Image.fromarray(np.zeros((4, 4), np.uint8), "P")
+    palette.info["transparency"] = 0
+    assert (np.asarray(predict.upright_rgb(palette)) == 255).all()
+
+
+def test_a_photograph_is_turned_upright(model: Path, picture: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    picture.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    turned = predict.read_image(str(tmp_path / "turned.jpg"), 32, 32)
+    straight = np.asarray(ImageOps.fit(picture, (32, 32), method=Image.Resampling.LANCZOS))
+    assert np.abs(turned.astype(int) - straight).mean() < 5
+    assert best(model, tmp_path / "turned.jpg") == ["green"]
+
+
+def test_of_an_animation_the_first_frame_is_taken(
+    model: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    red = Image.new("RGB", picture.size, "red")
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=[red, red])
+    assert best(model, tmp_path / "moving.gif") == ["green"]
+
+
+def test_the_centre_is_cut_out_and_shrunk_by_averaging() -> None:
+    stripes = np.zeros((64, 128, 3), np.uint8)
+    stripes[:, 32:96] = np.where(np.arange(64) % 2, 255, 1)[None, :, None]
+    buffer = io.BytesIO()
+    Image.fromarray(stripes).save(buffer, "png")
+    sys.stdin = io.TextIOWrapper(io.BytesIO(buffer.getvalue()))
+    try:
+        image = predict.read_image("-", 32, 32)
+    finally:
+        sys.stdin = sys.__stdin__
+    assert image.shape == (32, 32, 3)
+    assert image[:, 4:-4].min() > 118
+    assert image[:, 4:-4].max() < 138
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.png", b"", "no image that Pillow knows"),
+        ("text.png", b"not an image", "no image that Pillow knows"),
+        ("missing.png", None, "No such file"),
+        ("cut.png", "cut", "truncated"),
+    ],
+)
+def test_what_is_no_image_is_named_and_the_others_are_still_told(
+    model: Path, picture: Image.Image, tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    picture.save(tmp_path / "good.png")
+    if content == "cut":
+        noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()[:3000]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    bad, good = best(model, tmp_path / name, tmp_path / "good.png")
+    assert message in bad
+    assert name in bad
+    assert good == "green"
+
+
+def test_the_command_prints_tables_and_json_and_fails_if_any_image_does(
+    model: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture.save(folder / "a.png")
+    picture.save(folder / "b.jpg")
+
+    def command(*arguments: str, images: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "tools.predict", str(model), *arguments],
+            cwd=ROOT, input=images, capture_output=True, check=False,
+        )  # fmt: skip
+
+    plain = command(str(folder), "--top", "2")
+    assert plain.returncode == 0, plain.stderr
+    lines = plain.stdout.decode().splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("a.png  class 1 100.0%, class 0 0.0%")
+    found = command(
+        "-", str(tmp_path / "none.png"), "--json", images=(folder / "a.png").read_bytes()
+    )
+    assert found.returncode == 1
+    first, second = json.loads(found.stdout)
+    assert first["image"] == "-"
+    assert first["classes"][0]["class"] == "class 1"
+    assert sum(each["probability"] for each in first["classes"]) == pytest.approx(1, abs=1e-5)
+    assert "No such file" in second["error"]
+    assert b"Traceback" not in plain.stderr + found.stderr
+
+
+def test_a_variant_that_is_not_trained_and_a_model_that_does_not_fit_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match="dvc repro evaluate@cifar10-lenet"):
+        predict.find("cifar10-lenet")
+    with pytest.raises(StageError, match="Did you mean 'cifar10-lenet'"):
+        predict.find("cifar10-lennet")
+    with pytest.raises(StageError, match=r"tell 2 classes. Received: 3 channels and 3 classes"):
+        predict.Predictor(model, ["a", "b"])
+    with pytest.raises(StageError, match=r"whole \.keras file"):
+        predict.Predictor(tmp_path / "params.yaml", [])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(StageError, match="which is empty"):
+        predict.files("nothing")

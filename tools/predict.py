@@ -1,0 +1,170 @@
+"""What is in an image, by a trained variant.
+
+    python -m tools.predict VARIANT_OR_KERAS_FILE IMAGE ... [--top 3] [--json]
+
+An image is any file that Pillow reads, a folder of them, or `-` for standard input. It is turned
+upright, put on white where it is transparent, cut to a square at its centre and shrunk to the size
+that the model takes. Each file gets a line with its likeliest classes, or what is wrong with it;
+the exit status is 1 if any file could not be read.
+"""
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stages.evaluate import load_model
+from stages.shared import params
+from stages.shared.stage import StageError, run
+
+RESULTS = Path("results")
+STANDARD_INPUT = "-"
+BATCH = 500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Name what is in images.")
+    parser.add_argument("model", help="a key of params.yaml's variants, or a .keras file")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, or -")
+    parser.add_argument("--top", type=int, default=3, help="how many classes to name")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    if args.top < 1:
+        raise StageError(f"--top must be at least 1. Received: {args.top}.")
+
+    path, classes = find(args.model)
+    names = [name for given in args.images for name in files(given)]
+    predictor = Predictor(path, classes)
+    found = predictor.predict(names, args.top)
+    print(json.dumps(found, indent=1) if args.json else "\n".join(map(line, found)))
+    if any("error" in each for each in found):
+        sys.exit(1)
+
+
+def find(model: str) -> tuple[Path, list[str]]:
+    """The file of a variant's first seed, or the file given; and the names of its classes.
+
+    Raises:
+        StageError: if there is no such variant, or it has not been trained and evaluated here.
+    """
+    path = Path(model)
+    if path.suffix == ".keras":
+        return path, class_names(path.parent.parent.name, path.parent.name)
+    variant = params.load().variant(model)
+    path = RESULTS / "weights" / variant.dataset / model / f"seed-{variant.seeds[0]}.keras"
+    if not path.exists():
+        raise StageError(f"{path} is not there. Run `dvc repro evaluate@{model}`, or `dvc pull`.")
+    return path, class_names(variant.dataset, model)
+
+
+def class_names(dataset: str, variant: str) -> list[str]:
+    """What evaluate wrote beside a variant's figures; empty if it is not there."""
+    path = RESULTS / "details" / dataset / f"{variant}.json"
+    if not path.exists():
+        return []
+    names: list[str] = json.loads(path.read_bytes())["classes"]
+    return names
+
+
+def files(given: str) -> list[str]:
+    """The image files that an argument stands for: itself, or what is in a folder, sorted."""
+    path = Path(given)
+    if given == STANDARD_INPUT or not path.is_dir():
+        return [given]
+    inside = sorted(str(each) for each in path.rglob("*") if each.is_file())
+    if not inside:
+        raise StageError(f"A folder must hold images. Received: {given}, which is empty.")
+    return inside
+
+
+class Predictor:
+    """A model with the names of its classes.
+
+    Args:
+        path: a .keras file that this pipeline wrote.
+        classes: the classes' names in order, or none to have them numbered.
+    """
+
+    def __init__(self, path: Path, classes: list[str]) -> None:
+        self.model = load_model(path)
+        _, self.height, self.width, channels = self.model.input_shape
+        count = self.model.output_shape[-1]
+        self.classes = classes or [f"class {number}" for number in range(count)]
+        if channels != 3 or len(self.classes) != count:
+            raise StageError(
+                f"{path} must take colour images and tell {len(self.classes)} classes. "
+                f"Received: {channels} channels and {count} classes."
+            )
+
+    def predict(self, names: list[str], top: int = 3) -> list[dict[str, Any]]:
+        """For each name, `image`, and `classes` with `class` and `probability`, or an `error`."""
+        images: dict[int, np.ndarray] = {}
+        found: list[dict[str, Any]] = [{"image": name} for name in names]
+        for number, name in enumerate(names):
+            try:
+                images[number] = read_image(name, self.height, self.width)
+            except StageError as error:
+                found[number]["error"] = str(error)
+        if images:
+            stacked = np.stack(list(images.values()))
+            probabilities = self.model.predict(stacked, batch_size=BATCH, verbose=0)
+            for number, each in zip(images, probabilities, strict=True):
+                best = np.argsort(-each, kind="stable")[:top]
+                found[number]["classes"] = [
+                    {"class": self.classes[label], "probability": round(float(each[label]), 6)}
+                    for label in best
+                ]
+        return found
+
+
+def read_image(name: str, height: int, width: int) -> np.ndarray:
+    """An image as a model takes it: uint8 (height, width, 3).
+
+    Raises:
+        StageError: if it cannot be read.
+    """
+    try:
+        source: Any = io.BytesIO(sys.stdin.buffer.read()) if name == STANDARD_INPUT else name
+        with Image.open(source) as image:
+            image.load()  # of an animation, the first frame
+            return np.asarray(
+                ImageOps.fit(upright_rgb(image), (width, height), method=Image.Resampling.LANCZOS)
+            )
+    except UnidentifiedImageError:
+        reason = "no image that Pillow knows"
+    except Image.DecompressionBombError as error:
+        reason = str(error)
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    raise StageError(f"An image file is needed. Received: {name}: {reason}.")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image as its camera held it, in RGB, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64)
+        values = values / 257 if values.max() > 255 else values  # 16 bits to 8
+        image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def line(found: dict[str, Any]) -> str:
+    """One image's result for the terminal."""
+    if "error" in found:
+        return f"{found['image']}  error: {found['error']}"
+    names = (f"{each['class']} {each['probability']:.1%}" for each in found["classes"])
+    return f"{found['image']}  {', '.join(names)}"
+
+
+if __name__ == "__main__":
+    run(main)
