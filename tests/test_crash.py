@@ -16,6 +16,7 @@ import yaml
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 VARIANT = "shapes-deep-bn"
+EPOCHS = 12  # enough that a training goes on for a while after its second epoch
 STAGES = [
     "download@shapes",
     "stats@shapes",
@@ -66,7 +67,7 @@ def prepare(folder: Path, variant: str, images_per_class: int | str) -> Path:
     dataset = params["variants"][variant]["dataset"]
     params["variants"][variant] |= {"recipe": "demo-augmented", "seeds": [1, 2]}
     params["recipes"]["demo-augmented"] |= {
-        "epochs": 5,
+        "epochs": EPOCHS,
         "precision": "mixed_bfloat16",
         "images_per_class": images_per_class,
     }
@@ -129,7 +130,7 @@ def test_a_training_that_was_broken_off_resumes_and_ends_with_the_same_bits(
     break_off(process, way)
     assert not (workspace / "results/weights/shapes" / VARIANT).exists()
     output = finish(workspace, stage)
-    assert "Resuming seed 1 after epoch 5." in output
+    assert f"Resuming seed 1 after epoch {EPOCHS}." in output
     assert "Resuming seed 2 after epoch" in output
     assert git(workspace, "status", "--porcelain") == ""
     assert not list(checkpoints.glob("*/*/seed-*"))
