@@ -190,7 +190,7 @@ def test_a_truncated_tar_in_a_whole_gzip_stream_is_refused(
     tmp_path: Path, toy: Archive, size: int
 ) -> None:
     path = toy.write(tmp_path / "toy.tar.gz")
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:size]))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:size], mtime=0))
     message = refusal(path, toy.layout)
     assert str(path) in message
     assert "Received: " in message or "Missing: " in message
@@ -271,9 +271,9 @@ def test_what_is_not_a_file_or_folder_is_refused(
         b"",
         b"<html>Not found</html>",
         bytes(10_240),
-        gzip.compress(b""),
-        gzip.compress(b"hello" * 1000),
-        gzip.compress(bytes(10_240)),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"hello" * 1000, mtime=0),
+        gzip.compress(bytes(10_240), mtime=0),
         b"\x1f\x8b" + bytes(100),
         b"PK\x03\x04" + bytes(100),
     ],
@@ -468,7 +468,7 @@ def test_a_part_that_is_not_of_this_file_is_dropped(server: Server, size: int) -
 def test_the_bytes_are_kept_as_stored_whatever_the_server_calls_them(server: Server) -> None:
     # some servers label any .gz as `Content-Encoding: gzip`; it is then unpacked, and the
     # sizes never agree
-    server.content = gzip.compress(server.content)
+    server.content = gzip.compress(server.content, mtime=0)
     server.replies = ["encoded"]
     assert download.fetch(server.url, download.DOWNLOADS).read_bytes() == server.content
 
