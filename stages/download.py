@@ -6,9 +6,9 @@ Where the environment variable CIFAR_MIRROR names a folder or an address prefix,
 for there first. It is the machine's business, so it is not a parameter.
 """
 
-import argparse
 import importlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from stages.shared import params
 from stages.shared.dataset import save_split
-from stages.shared.stage import StageError, outputs, remove, run
+from stages.shared.stage import (
+    StageError,
+    argument_parser,
+    detail,
+    duration,
+    outputs,
+    remove,
+    run,
+    size,
+)
 
 DOWNLOADS = Path("downloads")  # git-ignored, a folder per dataset: what a cut connection left
 ATTEMPTS = 5
@@ -28,12 +37,13 @@ RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Download a dataset and check every byte.")
+    parser = argument_parser("Download a dataset and check every byte.")
     parser.add_argument("dataset", help="a key of params.yaml's datasets")
     parser.add_argument("--train", type=Path, required=True, help="the training split's folder")
     parser.add_argument("--test", type=Path, required=True, help="the test split's folder")
     args = parser.parse_args()
 
+    start = time.perf_counter()
     config = params.load().dataset(args.dataset).model_dump()
     source = importlib.import_module(f"stages.datasets.{config.pop('source')}")
     with outputs(args.train, args.test) as (train_folder, test_folder):
@@ -43,7 +53,8 @@ def main() -> None:
     remove(DOWNLOADS / args.dataset)  # the arrays are kept by DVC from here on
     print(
         f"download {args.dataset}: {len(train.images):,} training and {len(test.images):,} test "
-        f"images of {len(train.classes)} classes"
+        f"images of {len(train.classes)} classes, every byte checked; "
+        f"{size(args.train, args.test)} in {duration(time.perf_counter() - start)}"
     )
 
 
@@ -63,6 +74,7 @@ def fetch(url: str, folder: Path) -> Path:
         if mirror.startswith(("http://", "https://")):
             return download(f"{mirror.rstrip('/')}/{name}", folder / "mirror" / name)
         if mirror and (Path(mirror) / name).is_file():
+            detail(f"{url}: taken from CIFAR_MIRROR")
             return Path(mirror) / name
         if mirror:
             raise StageError(f"{mirror} has no {name}.")

@@ -4,10 +4,10 @@ Everything written here is a function of the weights and the test images; times 
 the run record.
 """
 
-import argparse
 import csv
 import json
 import math
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, load_split
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, argument_parser, detail, duration, outputs, run
 
 BATCH = 500
 CALIBRATION_BINS = 15
@@ -32,7 +32,7 @@ KERAS_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate a variant's models on the test images.")
+    parser = argument_parser("Evaluate a variant's models on the test images.")
     parser.add_argument("--weights", type=Path, required=True, help="in: a folder of .keras files")
     parser.add_argument("--data", type=Path, required=True, help="in: the test split's folder")
     parser.add_argument(
@@ -49,6 +49,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
+    start = time.perf_counter()
     split = load_split(args.data)
     paths = (args.metrics, args.details, args.predictions, args.examples)
     with outputs(*paths) as (headline, details, predictions, examples):
@@ -60,9 +61,14 @@ def main() -> None:
         write_predictions(probabilities, split, predictions)
         write_examples(next(iter(probabilities.values())), split, examples)
     print(
-        f"evaluate {args.metrics.stem}: accuracy {summary['accuracy']:.2%}, "
-        f"95 % interval {summary['accuracy_low']:.2%} to {summary['accuracy_high']:.2%}"
+        f"evaluate {args.metrics.stem}: {summary['accuracy']:.2%} of {len(split.labels):,} test "
+        f"images are right, 95 % interval {summary['accuracy_low']:.2%} to "
+        f"{summary['accuracy_high']:.2%}; in {duration(time.perf_counter() - start)}"
     )
+    for seed, each in seeds.items():
+        detail(f"seed {seed}: {each['accuracy']:.2%}, loss {each['loss']:.4f}; by class:")
+        for row in each["per_class"]:
+            detail(f"  {row['class']:20} {row['recall']:7.2%} recognised")
 
 
 def predict(folder: Path, split: Split) -> tuple[dict[str, np.ndarray], int]:

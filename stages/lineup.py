@@ -5,16 +5,15 @@ DVC cannot watch the names alone under `variants`, so this stage copies them, on
 dataset: it reruns when any variant changes, and a dataset's figures only when its own file does.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from stages.shared import params
-from stages.shared.stage import outputs, run
+from stages.shared.stage import argument_parser, outputs, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="List the variants of each dataset.")
+    parser = argument_parser("List the variants of each dataset.")
     parser.add_argument("--out", type=Path, required=True, help="out: a folder of JSON files")
     args = parser.parse_args()
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from stages.shared.dataset import Split, load_split
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, argument_parser, outputs, run, size
 
 MANY_CLASSES = 30  # beyond this, figures show the extremes instead of every class
 EXTREMES = 15
@@ -79,7 +79,7 @@ class Results:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Plot all variants of a dataset side by side.")
+    parser = argument_parser("Plot all variants of a dataset side by side.")
     parser.add_argument("dataset", help="the dataset's name, for titles")
     parser.add_argument("--lineup", type=Path, required=True, help="in: its variants, JSON")
     parser.add_argument("--data", type=Path, required=True, help="in: the training split's folder")
@@ -98,7 +98,11 @@ def main() -> None:
             plt.close(figure)
         write_all_curves(variants, all_curves)
         count = len(list(figures.iterdir()))
-    print(f"plot {args.dataset}: {count} figures of {len(variants)} variants in {args.figures}")
+    best = max(variants, key=lambda variant: variant.metrics["accuracy"])
+    print(
+        f"plot {args.dataset}: {count} figures of {len(variants)} variants in {args.figures}, "
+        f"{size(args.figures)}; best: {best.name} with {best.metrics['accuracy']:.2%}"
+    )
 
 
 def load_results(name: str, args: argparse.Namespace) -> Results:

@@ -4,7 +4,6 @@ All sums are of integers and exact, so the result depends neither on the order o
 the machine. Means and deviations are in units of the pixel range, 0..1.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.shared.dataset import load_split
-from stages.shared.stage import outputs, run
+from stages.shared.stage import argument_parser, outputs, run
 
 CHUNK = 1000  # images in memory at once
 PATCH_SIZES = (2, 3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compute the statistics of training images.")
+    parser = argument_parser("Compute the statistics of training images.")
     parser.add_argument("--data", type=Path, required=True, help="in: the training split's folder")
     parser.add_argument("--stats", type=Path, required=True, help="out: a JSON file")
     args = parser.parse_args()
@@ -40,7 +39,10 @@ def main() -> None:
     mean, std = (
         " ".join(f"{value:.4f}" for value in stats["channel"][key]) for key in ("mean", "std")
     )
-    print(f"stats {args.data}: {stats['images']:,} images, mean {mean}, std {std}")
+    print(
+        f"stats {args.data}: {stats['images']:,} images, channels of 0 to 1 have mean {mean}, "
+        f"std {std}"
+    )
 
 
 def compute_stats(images: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,16 @@ import numpy as np
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, load_split
-from stages.shared.stage import StageError, outputs, remove, run
+from stages.shared.stage import (
+    StageError,
+    argument_parser,
+    detail,
+    duration,
+    outputs,
+    remove,
+    run,
+    size,
+)
 
 if TYPE_CHECKING:
     from stages.training.fitting import Training
@@ -34,7 +43,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train one variant of params.yaml.")
+    parser = argument_parser("Train one variant of params.yaml.")
     parser.add_argument("variant", help="a key of params.yaml's variants")
     parser.add_argument("--data", type=Path, required=True, help="in: the training split's folder")
     parser.add_argument("--stats", type=Path, required=True, help="in: its statistics, JSON")
@@ -78,7 +87,11 @@ def train(
 
     record.prepare_device(recipe["deterministic"])
     environment = record.environment(recipe["deterministic"])
-    print(f"train {args.variant}: {variant['model']} on {environment['device']}", flush=True)
+    print(
+        f"train {args.variant}: {variant['model']} on {environment['device']}, "
+        f"{len(variant['seeds'])} seeds, {recipe['epochs']} epochs each",
+        flush=True,
+    )
     fingerprint = checkpoint.fingerprint(
         {"variant": variant, "recipe": recipe, "environment": environment},
         [*checkpoint.loaded_code(variant["model"]), *sorted(args.data.iterdir()), args.stats],
@@ -92,7 +105,7 @@ def train(
         for seed in variant["seeds"]:
             training = Training(variant, recipe, split, stats, seed)
             if not trainings:
-                training.core.summary()
+                training.core.summary(print_fn=detail)
                 write_examples(training, examples)
             training.fit(args.checkpoints / fingerprint / f"seed-{seed}")
             file = weights / f"seed-{seed}.keras"
@@ -104,8 +117,9 @@ def train(
         record.write_record(facts, run_record, args.record)
     remove(args.checkpoints / fingerprint)
     print(
-        f"train {args.variant}: {len(trainings)} seeds in {facts['train_seconds']:.0f} s each, "
-        f"{facts['images_per_second']:.0f} images/s"
+        f"train {args.variant}: {len(trainings)} seeds in {duration(facts['train_seconds'])} each, "
+        f"{facts['images_per_second']:,.0f} images/s; last training accuracy "
+        f"{trainings[-1]['rows'][-1]['accuracy']:.2%}; {args.weights}, {size(args.weights)}"
     )
 
 

@@ -247,9 +247,9 @@ def test_a_bad_item_of_a_list_is_named_by_its_position(
     ("from_epochs", "pixels", "message"),
     [
         ([1, 2], [32], "same length"),
-        ([2], [32], "begin with 1 and increase"),
-        ([1, 3, 2], [8, 16, 32], "begin with 1 and increase"),
-        ([1, 2, 2], [8, 16, 32], "begin with 1 and increase"),
+        ([2], [32], "begin with 1"),
+        ([1, 3, 2], [8, 16, 32], "must increase"),
+        ([1, 2, 2], [8, 16, 32], "must increase"),
         ([1, 2], [32, 24], "end with the images' own size, 32"),
         ([1, 999], [24, 32], "not go beyond epochs"),
     ],

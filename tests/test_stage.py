@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.shared.stage import StageError, outputs, remove
+from stages.shared.stage import StageError, duration, outputs, remove, size
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
 HEAD = """
 import errno, os, signal, sys
 from pathlib import Path
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, detail, outputs, run
 
 def main():
 """
@@ -201,3 +201,54 @@ def test_what_kill_leaves_is_not_taken_for_an_output(tmp_path: Path) -> None:
     with outputs(tmp_path / "file") as (file,):
         file.write_text("whole")
     assert (tmp_path / "file").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (523, "8 min 43 s"),
+        (3599.6, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_a_duration_reads_as_people_say_it(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (123_456, "123 kB"),
+        (15_800_000, "15.8 MB"),
+    ],
+)
+def test_a_size_counts_a_folder_with_all_that_is_in_it(
+    tmp_path: Path, count: int, words: str
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "one").write_bytes(bytes(count // 2))
+    (tmp_path / "inner" / "two").write_bytes(bytes(count - count // 2))
+    assert size(tmp_path) == size(tmp_path / "one", tmp_path / "inner") == words
+
+
+def test_details_are_printed_only_when_asked_for(tmp_path: Path) -> None:
+    body = "    print('summary'); detail('each epoch')"
+    command = [*program(body)]
+    for extra, environment, expected in (
+        ([], {}, "summary\n"),
+        ([], {"VERBOSE": "0"}, "summary\n"),
+        ([], {"VERBOSE": "1"}, "summary\neach epoch\n"),
+        (["--verbose"], {}, "summary\neach epoch\n"),
+    ):
+        result = subprocess.run(
+            command + extra, env=ENVIRONMENT | environment, capture_output=True, text=True
+        )
+        assert (result.stdout, result.stderr) == (expected, "")

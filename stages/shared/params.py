@@ -70,6 +70,17 @@ class Shapes(Section):
     seed: Seed
 
 
+def _check_pieces(from_epochs: list[int], name: str, values: list[Any]) -> None:
+    """Raises a ValueError unless there is one value for each of the increasing epochs."""
+    if len(from_epochs) != len(values):
+        raise ValueError(
+            f"from_epochs and {name} must have the same length. "
+            f"Received: {from_epochs} and {values}"
+        )
+    if sorted(set(from_epochs)) != from_epochs:
+        raise ValueError(f"from_epochs must increase. Received: {from_epochs}")
+
+
 class Sgd(Section):
     name: Literal["sgd"]
     learning_rate: Positive
@@ -133,13 +144,7 @@ class Piecewise(Section):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "Piecewise":
-        if len(self.from_epochs) != len(self.factors):
-            raise ValueError(
-                "from_epochs and factors must have the same length. "
-                f"Received: {self.from_epochs} and {self.factors}"
-            )
-        if sorted(set(self.from_epochs)) != self.from_epochs:
-            raise ValueError(f"from_epochs must increase. Received: {self.from_epochs}")
+        _check_pieces(self.from_epochs, "factors", self.factors)
         return self
 
 
@@ -170,15 +175,9 @@ class Resolution(Section):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "Resolution":
-        if len(self.from_epochs) != len(self.pixels):
-            raise ValueError(
-                "from_epochs and pixels must have the same length. "
-                f"Received: {self.from_epochs} and {self.pixels}"
-            )
-        if sorted({1, *self.from_epochs}) != self.from_epochs:
-            raise ValueError(
-                f"from_epochs must begin with 1 and increase. Received: {self.from_epochs}"
-            )
+        _check_pieces(self.from_epochs, "pixels", self.pixels)
+        if self.from_epochs[0] != 1:
+            raise ValueError(f"from_epochs must begin with 1. Received: {self.from_epochs}")
         if self.pixels[-1] != 32:
             raise ValueError(
                 f"pixels must end with the images' own size, 32. Received: {self.pixels}"

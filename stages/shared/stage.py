@@ -3,6 +3,7 @@
 Every stage imports this file, so a change here reruns everything: keep it small.
 """
 
+import argparse
 import errno
 import os
 import shutil
@@ -70,6 +71,44 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """A stage's arguments; each stage has `--verbose`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--verbose", action="store_true", help="print details; also: VERBOSE=1 dvc repro"
+    )
+    return parser
+
+
+def detail(text: str) -> None:
+    """Prints what is of interest only with `--verbose`, or VERBOSE=1 in the environment."""
+    if "--verbose" in sys.argv[1:] or os.environ.get("VERBOSE", "0") not in ("", "0"):
+        print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """In words: `0.8 s`, `52 s`, `8 min 43 s`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(*paths: Path) -> str:
+    """What files, and folders with all that is in them, take: `15.8 MB`."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    count = float(sum(file.stat().st_size for file in files if file.is_file()))
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return (
+                f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
+            )
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from keras import layers
 from tqdm import tqdm
 
 from stages.shared.dataset import Split
-from stages.shared.stage import StageError
+from stages.shared.stage import StageError, detail
 from stages.training import checkpoint
 from stages.training.augmentation import DRAWS, AugmentedImages, epoch_plan, resized
 from stages.training.normalization import with_fused_normalization
@@ -177,8 +177,7 @@ class Training:
         row["learning_rate"] = float(self.rates[(epoch + 1) * self.steps_per_epoch - 1])
         self.rows.append({key: _rounded(value) for key, value in row.items()})
         self._remember_best()
-        if bar.disable:
-            print("  ".join(f"{key} {value}" for key, value in self.rows[-1].items()), flush=True)
+        detail("  ".join(f"{key} {value}" for key, value in self.rows[-1].items()))
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         flip = self.recipe["augmentation"]["horizontal_flip"]
@@ -251,7 +250,9 @@ class Training:
         if found is None:
             return
         facts, arrays = found
-        self._build(pixels_in(self.recipe["resolution"], len(facts["rows"]) - 1))
+        pixels = pixels_in(self.recipe["resolution"], len(facts["rows"]) - 1)
+        if pixels != self.pixels:
+            self._build(pixels)
         for i, variable in enumerate(self._state()):
             variable.assign(arrays[f"state{i}"].astype(variable.dtype))
         self.rows, self.seconds = facts["rows"], facts["seconds"]
