@@ -118,7 +118,7 @@ def test_figures_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) 
 def test_an_unknown_dataset_is_an_error_and_prints_no_table(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(StageError, match=r"no datasets\.toyz.*Did you mean 'toys'"):
+    with pytest.raises(StageError, match=r"must be among toys, others.*Received: toyz\."):
         printed(capsys, "toys", "toyz")
     assert capsys.readouterr().out == ""
 

@@ -10,11 +10,9 @@ models are compared, and not two recipes: another seed may turn the result.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from scipy import stats
 
 from stages.shared import params
 from stages.shared.stage import StageError, run
+from tools.results import Result, Revision
 
-RESULTS = Path("results")
 CONFIDENCE = 0.95
 
 
@@ -63,33 +61,22 @@ def load_all(names: list[str]) -> dict[str, np.ndarray]:
             "Only variants of one dataset can be compared, on the same test images. "
             f"Received: {datasets}."
         )
-    return {
-        name: load(RESULTS / "predictions" / dataset / f"{name}.csv")
-        for name, dataset in datasets.items()
-    }
+    return {name: load(Result(Revision(), dataset, name)) for name, dataset in datasets.items()}
 
 
-def load(path: Path) -> np.ndarray:
-    """Reads what evaluate wrote: for each seed and test image, whether the class was right."""
-    right: dict[str, dict[int, bool]] = {}
-    try:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                of_seed = right.setdefault(row["seed"], {})
-                of_seed[int(row["index"])] = row["true"] == row["predicted"]
-    except FileNotFoundError:
+def load(result: Result) -> np.ndarray:
+    """Which test images each seed's model got right: bool (seeds, images).
+
+    Raises:
+        StageError: if there are no predictions.
+    """
+    if result.right is None:
         raise StageError(
-            f"{path} is not there. `dvc repro evaluate@{path.stem}` makes it; `dvc pull` fetches "
-            "it if a colleague has pushed it."
-        ) from None
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
-        raise StageError(
-            f"{path} must be what evaluate writes. Received: {error!r}. Run `dvc repro`."
-        ) from None
-    rows = [[found[index] for index in sorted(found)] for found in right.values()]
-    if not rows or len({len(row) for row in rows}) > 1:
-        raise StageError(f"{path} must have the same images for each seed. Run `dvc repro`.")
-    return np.array(rows)
+            f"{result.path('predictions', '.csv')} is not there. "
+            f"`dvc repro evaluate@{result.variant}` makes it; `dvc pull` fetches it if a colleague "
+            "has pushed it."
+        )
+    return result.right
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:

@@ -359,7 +359,7 @@ def check_disk(folder: Path) -> list[Finding]:
 
 def check_gitignore(folder: Path) -> list[Finding]:
     """That git ignores what DVC's cache keeps, and keeps what that does not."""
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+    from dvc.exceptions import DvcException
 
     try:
         with dvc_repository(folder) as repo:
@@ -474,14 +474,14 @@ def ask(
 
 def dvc_repository(folder: Path) -> Any:
     """DVC's view of a workspace; a context manager."""
-    from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.repo import Repo
 
     return Repo(str(folder))
 
 
 def dvc_config(folder: Path) -> dict[str, Any]:
     """DVC's settings for a workspace, from the system's, the user's and the project's files."""
-    from dvc.config import Config  # type: ignore[import-untyped]
+    from dvc.config import Config
 
     return Config(dvc_dir=str(folder / ".dvc"))
 

@@ -1,66 +1,89 @@
 """The results so far as a table in the terminal.
 
-    python -m tools.show [DATASET ...]
+    python -m tools.show [DATASET ...] [--sort COLUMN] [--revs REV ...] [--experiments]
+                         [--md | --csv | --json]
 
 Reads only what git has: params.yaml, results/metrics and results/runs.
 """
 
 import argparse
+import csv
 import json
-from pathlib import Path
+import sys
 from typing import Any
 
-from stages.shared import params
-from stages.shared.stage import StageError, run
+from stages.shared.stage import run
+from tools.results import RESULTS, Result, revisions
 
-RESULTS = Path("results")
 HEADER = ("variant", "accuracy", "95 % interval", "loss", "parameters", "seeds", "s/seed", "device")
+SORTABLE = ("accuracy", "loss", "parameters", "seeds", "train_seconds", "variant")
+BEST_FIRST = {"accuracy"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Show the results so far.")
-    parser.add_argument("datasets", nargs="*", help="keys of params.yaml's datasets; all if none")
-    args = parser.parse_args()
-
-    config = params.load()
-    for dataset in args.datasets:
-        config.dataset(dataset)  # complains if there is no such dataset
-    for dataset in args.datasets or config.datasets:
-        names = [name for name, variant in config.variants.items() if variant.dataset == dataset]
-        print(f"\n{dataset}\n{table([HEADER, *(row(dataset, name) for name in names)])}")
+    args = parse_arguments()
+    revs = revisions(args.revs, args.experiments)
+    datasets = list(dict.fromkeys(d for rev in revs for d in rev.datasets(args.datasets)))
+    tables = {
+        dataset: ordered(
+            [result for rev in revs for result in rev.results([dataset])],
+            args.sort,
+        )
+        for dataset in datasets
+    }
+    if args.format in ("csv", "json"):
+        rows = [{"dataset": d} | each.row for d, found in tables.items() for each in found]
+        print_rows(rows, args.format)
+        return
+    for dataset, found in tables.items():
+        cells = [(*HEADER, *["revision"] * (len(revs) > 1))]
+        cells += [(*line(each), *[each.revision.name] * (len(revs) > 1)) for each in found]
+        if args.format == "md":
+            print(f"\n**{dataset}**\n\n{markdown(cells)}")
+            continue
+        print(f"\n{dataset}\n{table(cells)}")
         figures = RESULTS / "figures" / dataset
         if figures.is_dir():
             print(f"Figures: {figures}/ ({len(list(figures.iterdir()))} PNG files)")
 
 
-def row(dataset: str, variant: str) -> tuple[str, ...]:
-    """One variant's line; what is not there yet is a dash."""
-    metrics = read(RESULTS / "metrics" / dataset / f"{variant}.json")
-    record = read(RESULTS / "runs" / dataset / f"{variant}.json")
-    if not metrics:
-        return (variant, "-", "not evaluated yet", *["-"] * (len(HEADER) - 3))
-    spread = f" ± {metrics['accuracy_std']:.2%}" if "accuracy_std" in metrics else ""
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Show the results so far.")
+    parser.add_argument("datasets", nargs="*", help="keys of params.yaml's datasets; all if none")
+    parser.add_argument("--sort", choices=SORTABLE, help="order by this; the best accuracy first")
+    parser.add_argument("--revs", nargs="+", default=[], help="commits, branches, experiments")
+    parser.add_argument("--experiments", action="store_true", help="add those of `dvc exp`")
+    formats = parser.add_mutually_exclusive_group()
+    for name in ("md", "csv", "json"):
+        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name)
+    return parser.parse_args()
+
+
+def ordered(results: list[Result], column: str | None) -> list[Result]:
+    """Sorted by a column; those that have nothing there come last."""
+    if column is None:
+        return results
+    there = [result for result in results if result.row[column] is not None]
+    there.sort(key=lambda result: result.row[column], reverse=column in BEST_FIRST)
+    return there + [result for result in results if result.row[column] is None]
+
+
+def line(result: Result) -> tuple[str, ...]:
+    """One variant's cells; what is not there yet is a dash."""
+    row = result.row
+    if row["accuracy"] is None:
+        return (result.variant, "-", "not evaluated yet", *["-"] * (len(HEADER) - 3))
+    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
     return (
-        variant,
-        f"{metrics['accuracy']:.2%}{spread}",
-        f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}",
-        f"{metrics['loss']:.3f}",
-        f"{metrics['parameters']:,}",
-        str(metrics["seeds"]),
-        f"{record['train_seconds']:,.0f}" if record else "-",
-        record["environment"][0]["device"] if record else "-",
+        result.variant,
+        f"{row['accuracy']:.2%}{spread}",
+        f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}",
+        f"{row['loss']:.3f}",
+        f"{row['parameters']:,}",
+        str(row["seeds"]),
+        "-" if row["train_seconds"] is None else f"{row['train_seconds']:,.0f}",
+        row["device"] or "-",
     )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file's values, or none if there is no such file."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise StageError(f"{path} must be JSON. Received: {error}. Run `dvc repro`.") from None
-    return values
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -69,6 +92,22 @@ def table(rows: list[tuple[str, ...]]) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def print_rows(rows: list[dict[str, Any]], form: str) -> None:
+    """Every figure unrounded, for other programs; what is not there is empty, or null."""
+    if form == "json":
+        print(json.dumps(rows, indent=1))
+        return
+    writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 if __name__ == "__main__":

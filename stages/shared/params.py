@@ -312,15 +312,26 @@ def check_config(key: str, variant: Variant) -> None:
         raise StageError("\n  ".join([f"{PATH} is not valid:", *sorted(problems)]))
 
 
+def parse(data: bytes, name: str = str(PATH)) -> Any:
+    """What is written in a params.yaml, as DVC reads it, and unchecked.
+
+    Raises:
+        StageError: if it is no YAML.
+    """
+    try:
+        return yaml.load(data, Loader=_Loader)
+    except DAMAGE as error:
+        raise StageError(f"{name} must be valid YAML. Received: {error}") from None
+
+
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_bytes(), Loader=_Loader)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise StageError(f"{path} is missing. Run from the project's root folder.") from None
     except OSError as error:
         raise StageError(f"{path} must be a file. Received: {error}.") from None
-    except DAMAGE as error:
-        raise StageError(f"{path} must be valid YAML. Received: {error}") from None
+    return parse(data, str(path))
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,0 +1,579 @@
+"""A report of all results: a folder of HTML that opens from disk, without a network.
+
+    python -m tools.report [DATASET ...] [--out report] [--revs main my-branch exp-name ...]
+
+Several revisions stand side by side. Tables sort by a click on a column's title; charts hide what
+is clicked on in their legends.
+"""
+
+import argparse
+import itertools
+import json
+import struct
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+import numpy as np
+import yaml
+
+from stages.shared.stage import StageError, duration, outputs, run, size
+from tools import compare
+from tools.plots_page import vega_script
+from tools.results import RESULTS, Result, Revision, revisions
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+MANY_CLASSES = 30  # beyond this, the most frequent confusions stand for the matrix
+TOP_CONFUSIONS = 30
+CALIBRATION_IMAGES = 10  # a bin of fewer tells nothing
+CONFIDENCE = f"Confidence, first seed, bins of {CALIBRATION_IMAGES} images and more"
+FEW_EPOCHS = 30  # up to this, each epoch is a point
+FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
+HEIGHT = 320
+GALLERIES = ("first_predictions", "mistakes", "confusion")
+PERCENT = {"format": ".0%"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a report that opens without a network.")
+    parser.add_argument("datasets", nargs="*", help="keys of params.yaml's datasets; all if none")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="the folder to write")
+    parser.add_argument("--revs", nargs="+", default=[], help="commits, branches, experiments")
+    args = parser.parse_args()
+
+    revs = revisions(args.revs)
+    results = [result for rev in revs for result in rev.results(rev.datasets(args.datasets))]
+    if not any(result.metrics for result in results):
+        raise StageError("There are no results to report yet. `make demo` or `dvc repro` first.")
+    with outputs(args.out) as (partial,):
+        partial.mkdir()
+        write(partial, revs, results)
+        (partial / "vega.js").write_text(vega_script())
+    evaluated = sum(bool(result.metrics) for result in results)
+    print(
+        f"report: {evaluated} of {len(results)} variants with results in {args.out / 'index.html'},"
+        f" {size(args.out)}"
+    )
+
+
+def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
+    several = len(revs) > 1
+    by_dataset: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_dataset[result.dataset].append(result)
+    datasets: list[dict[str, Any]] = []
+    specs: dict[str, Any] = {}
+    for dataset, members in by_dataset.items():
+        pairs = comparisons([result for result in members if result.metrics], several)
+        evaluated = sorted(
+            (result for result in members if result.metrics),
+            key=lambda result: -result.metrics["accuracy"],
+        )
+        charts = make_charts(dataset, evaluated, several)
+        specs |= {chart["id"]: chart.pop("spec") for chart in charts}
+        datasets.append(
+            {
+                "name": dataset,
+                "rows": [cells(result, several) for result in members],
+                "charts": charts,
+                "comparisons": pairs,
+                "comparison_note": comparison_note(len(pairs), several),
+                "galleries": galleries(folder, dataset, evaluated, several),
+            }
+        )
+    labelled = {label(result, several): result for result in results}
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        title="CIFAR experiments",
+        revisions=revs,
+        columns=[
+            {"title": title, "number": number}
+            for title, number in COLUMNS
+            if several or title != "revision"
+        ],
+        datasets=datasets,
+        parameters=[
+            {"label": name, "text": yaml.safe_dump(result.parameters, sort_keys=False)}
+            for name, result in labelled.items()
+        ],
+        records=[
+            {"label": name, "text": json.dumps(result.record, indent=1)}
+            for name, result in labelled.items()
+            if result.record
+        ],
+        specs=script_json(specs),
+        flat=script_json({name: flat(result.parameters) for name, result in labelled.items()}),
+    )
+    (folder / "index.html").write_text(page)
+
+
+def label(result: Result, several: bool) -> str:
+    return f"{result.variant} ({result.revision.name})" if several else result.variant
+
+
+def script_json(values: Any) -> markupsafe.Markup:
+    """JSON that can stand in a <script>: nothing in it ends the element."""
+    return markupsafe.Markup(json.dumps(values).replace("<", "\\u003c"))
+
+
+def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Parameters by their dotted names, as text."""
+    found: dict[str, str] = {}
+    for name, value in parameters.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = json.dumps(value)
+    return found
+
+
+COLUMNS = [
+    ("variant", False),
+    ("revision", False),
+    ("accuracy", True),
+    ("95 % interval", False),
+    ("published", True),
+    ("loss", True),
+    ("calibration error", True),
+    ("parameters", True),
+    ("seeds", True),
+    ("training, per seed", True),
+    ("device", False),
+]
+
+
+def cells(result: Result, several: bool) -> list[dict[str, str]]:
+    """A line of the results table: what is read, and by what the column sorts."""
+    row = result.row
+
+    def cell(value: Any, text: str, style: str = "number") -> dict[str, str]:
+        known = value is not None
+        return {
+            "value": str(value) if known else "",
+            "text": text if known else "-",
+            "style": style,
+        }
+
+    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
+    accuracy, published = row["accuracy"], row["published"]
+    return [
+        cell(result.variant, result.variant, ""),
+        *([cell(result.revision.name, result.revision.name, "")] if several else []),
+        cell(accuracy, f"{accuracy or 0:.2%}{spread}"),
+        cell(
+            row["accuracy_low"],
+            f"{row['accuracy_low'] or 0:.2%} to {row['accuracy_high'] or 0:.2%}",
+            "",
+        ),
+        cell(published, f"{published or 0:.2%}"),
+        cell(row["loss"], f"{row['loss'] or 0:.3f}"),
+        cell(row["calibration_error"], f"{row['calibration_error'] or 0:.3f}"),
+        cell(row["parameters"], f"{row['parameters'] or 0:,}"),
+        cell(row["seeds"], str(row["seeds"])),
+        cell(row["train_seconds"], duration(row["train_seconds"] or 0)),
+        cell(row["device"], str(row["device"]), "wrap"),
+    ]
+
+
+def comparisons(results: list[Result], several: bool) -> list[dict[str, Any]]:
+    """The best variant against each other one; of several revisions, each variant's against its
+    own in the first of them. Only those whose predictions this machine has.
+
+    Args:
+        results: in the order of their revisions.
+        several: whether they are of several revisions.
+    """
+    there = [result for result in results if result.right is not None]
+    if several:
+        first: dict[str, Result] = {}
+        for result in there:
+            first.setdefault(result.variant, result)
+        pairs = [(each, first[each.variant]) for each in there if each is not first[each.variant]]
+    else:
+        there.sort(key=lambda result: -result.metrics["accuracy"])
+        pairs = [(there[0], each) for each in there[1:]]
+    return [
+        {"a": label(a, several), "b": label(b, several)}
+        | (found := compare.compare(compare.load(a), compare.load(b)))
+        | {"verdict": compare.verdict(found, len(pairs))}
+        for a, b in pairs
+    ]
+
+
+def comparison_note(count: int, several: bool) -> str:
+    how = "Each variant against the first revision's" if several else "The best against each other"
+    return (
+        f"{how}, on the same test images: McNemar's exact test and, with several seeds, Welch's "
+        f"t-test between them. Verdicts are corrected for {count} comparisons. The interval is "
+        "the wider one of both, not corrected."
+    )
+
+
+def make_charts(dataset: str, results: list[Result], several: bool) -> list[dict[str, Any]]:
+    """The charts of a dataset that there is data for, each with its Vega-Lite specification."""
+    made = [
+        ("curves", "Learning curves, mean over seeds", curves_chart(results, several)),
+        ("time", "Accuracy and training time", cost_chart(results, several, "train_seconds")),
+        ("size", "Accuracy and number of parameters", cost_chart(results, several, "parameters")),
+        ("classes", "Accuracy per class", classes_chart(results, several)),
+        ("calibration", "Calibration", calibration_chart(results, several)),
+        ("confusion", "Confusion", confusion_chart(results, several)),
+    ]
+    return [
+        {"id": f"{dataset}-{name}", "title": title, "spec": spec, "wide": name == "curves"}
+        for name, title, spec in made
+        if spec is not None
+    ]
+
+
+def chart(values: list[dict[str, Any]], **spec: Any) -> dict[str, Any] | None:
+    """A specification as wide as its place; None if there is nothing to draw."""
+    if not values:
+        return None
+    base = {"$schema": SCHEMA, "data": {"values": values}, "width": "container", "height": HEIGHT}
+    return base | spec
+
+
+def by_variant(several: bool, count: int) -> dict[str, Any]:
+    """Colours by variant, dashes by revision; what is clicked on in the legend stands out."""
+    columns = 1 if count <= FEW_NAMES else 4
+    legend = {"orient": "bottom", "columns": 4, "symbolLimit": 0, "labelLimit": 220}
+    encoding: dict[str, Any] = {
+        "color": {
+            "field": "variant",
+            "type": "nominal",
+            "title": None,
+            "legend": legend | {"columns": max(columns, 4)},
+            "scale": {"scheme": "tableau10" if count <= 10 else "tableau20"},
+        },
+        "opacity": {"condition": {"param": "chosen", "value": 1}, "value": 0.08},
+    }
+    if several:
+        dashes = {"field": "revision", "type": "nominal", "title": "Revision", "legend": legend}
+        encoding["strokeDash"] = dashes
+    return encoding
+
+
+def chosen() -> dict[str, Any]:
+    return {
+        "name": "chosen",
+        "select": {"type": "point", "fields": ["variant"]},
+        "bind": "legend",
+    }
+
+
+def names(results: list[Result]) -> int:
+    return len({result.variant for result in results})
+
+
+def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
+    values: list[dict[str, Any]] = []
+    titles = {
+        "accuracy": "Training accuracy",
+        "loss": "Training loss",
+        "val_accuracy": "Validation accuracy",
+        "val_loss": "Validation loss",
+    }
+    for result, (column, title) in itertools.product(results, titles.items()):
+        found: dict[int, list[float]] = defaultdict(list)
+        for row in result.curves:
+            if row.get(column):
+                found[int(row["epoch"])].append(float(row[column]))
+        values += [
+            {
+                "variant": result.variant,
+                "revision": result.revision.name,
+                "measure": title,
+                "epoch": epoch,
+                "value": rounded(np.mean(each)),
+            }
+            for epoch, each in sorted(found.items())
+        ]
+    there = [t for t in titles.values() if any(value["measure"] == t for value in values)]
+    few = max((value["epoch"] for value in values), default=0) <= FEW_EPOCHS
+    return chart(
+        values,
+        params=[
+            {
+                "name": "measure",
+                "value": there[0] if there else "",
+                "bind": {"input": "select", "options": there, "name": "Show "},
+            }
+        ],
+        transform=[{"filter": "datum.measure === measure"}],
+        layer=[
+            {
+                "params": [chosen()],
+                "mark": {"type": "line", "point": few, "tooltip": True},
+                "encoding": {
+                    "x": {
+                        "field": "epoch",
+                        "type": "quantitative",
+                        "title": "Epoch",
+                        "axis": {"tickMinStep": 1},
+                    },
+                    "y": {
+                        "field": "value",
+                        "type": "quantitative",
+                        "title": "Loss, or share of images",
+                        "scale": {"zero": False},
+                    },
+                    **by_variant(several, names(results)),
+                },
+            }
+        ],
+    )
+
+
+def cost_chart(results: list[Result], several: bool, cost: str) -> dict[str, Any] | None:
+    titles = {"train_seconds": "Training time in seconds, per seed", "parameters": "Parameters"}
+    values = [
+        {
+            "variant": row["variant"],
+            "revision": row["revision"],
+            "cost": row[cost],
+            **{name: rounded(row[name]) for name in ("accuracy", "accuracy_low", "accuracy_high")},
+        }
+        for row in (result.row for result in results)
+        if row[cost]
+    ]
+    x = {
+        "field": "cost",
+        "type": "quantitative",
+        "title": titles[cost],
+        "scale": {"type": "log", "nice": True, "padding": 30},
+        "axis": {"format": "~s", "tickCount": 5, "grid": False},
+    }
+    y = {"type": "quantitative", "scale": {"zero": False}, "axis": PERCENT}
+    colours = by_variant(several, names(results))
+    colours.pop("strokeDash", None)
+    layers: list[dict[str, Any]] = [
+        {
+            "mark": "rule",
+            "encoding": {
+                "x": x,
+                "y": y | {"field": "accuracy_low", "title": "Test accuracy, 95 % interval"},
+                "y2": {"field": "accuracy_high"},
+                **colours,
+            },
+        },
+        {
+            "params": [chosen()],
+            "mark": {"type": "point", "filled": True, "size": 70, "tooltip": {"content": "data"}},
+            "encoding": {
+                "x": x,
+                "y": y | {"field": "accuracy", "title": "Test accuracy, 95 % interval"},
+                **({"shape": {"field": "revision", "title": "Revision"}} if several else {}),
+                **colours,
+            },
+        },
+    ]
+    if len(values) <= FEW_NAMES and not several:
+        for layer in layers:
+            layer["encoding"]["color"] = colours["color"] | {"legend": None}
+        text = {"type": "text", "dy": -10, "align": "center"}
+        place = {"x": x, "y": y | {"field": "accuracy"}, "text": {"field": "variant"}}
+        layers.append({"mark": text, "encoding": place})
+    return chart(values, layer=layers)
+
+
+def seeds_of(result: Result) -> list[dict[str, Any]]:
+    return list(result.details.get("seeds", {}).values())
+
+
+def classes_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
+    """Two variants of choice, class by class."""
+    values: list[dict[str, Any]] = []
+    for result in results:
+        seeds = seeds_of(result)
+        for number, name in enumerate(result.details.get("classes", [])):
+            recall = np.mean([seed["per_class"][number]["recall"] for seed in seeds])
+            entry = {"variant": label(result, several), "class": readable(name)}
+            values.append(entry | {"recall": rounded(recall)})
+    options = list(dict.fromkeys(value["variant"] for value in values))
+    bars = len({value["class"] for value in values})
+    return chart(
+        values,
+        height={"step": 22 if bars <= MANY_CLASSES else 14},
+        params=[
+            choice("first", "Variant ", options, 0),
+            choice("second", "beside ", options, 1),
+        ],
+        transform=[{"filter": "datum.variant === first || datum.variant === second"}],
+        mark={"type": "bar", "tooltip": True},
+        encoding={
+            "y": {"field": "class", "type": "nominal", "title": "Class", "sort": None},
+            "yOffset": {"field": "variant"},
+            "x": {
+                "field": "recall",
+                "type": "quantitative",
+                "title": "Recognised share of the class's test images, mean over seeds",
+                "axis": PERCENT,
+                "scale": {"domain": [0, 1]},
+            },
+            "color": {
+                "field": "variant",
+                "type": "nominal",
+                "title": None,
+                "legend": {"orient": "bottom", "columns": 1, "labelLimit": 400},
+            },
+        },
+    )
+
+
+def choice(name: str, title: str, options: list[str], position: int) -> dict[str, Any]:
+    """A drop-down list that begins with the option at a position."""
+    bind = {"input": "select", "options": options, "name": title}
+    value = options[min(position, len(options) - 1)] if options else ""
+    return {"name": name, "value": value, "bind": bind}
+
+
+def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
+    values = [
+        {
+            "variant": result.variant,
+            "revision": result.revision.name,
+            "confidence": rounded(each["confidence"]),
+            "accuracy": rounded(each["accuracy"]),
+            "images": each["images"],
+        }
+        for result in results
+        for seed in seeds_of(result)[:1]
+        for each in seed["calibration"]
+        if each["images"] >= CALIBRATION_IMAGES
+    ]
+    share = {"type": "quantitative", "axis": PERCENT, "scale": {"domain": [0, 1]}}
+    return chart(
+        values,
+        layer=[
+            {
+                "data": {"values": [{"at": 0}, {"at": 1}]},
+                "mark": {"type": "line", "strokeDash": [4, 4], "color": "gray"},
+                "encoding": {
+                    "x": share | {"field": "at", "title": CONFIDENCE},
+                    "y": share | {"field": "at", "title": "Share that is right"},
+                },
+            },
+            {
+                "params": [chosen()],
+                "mark": {"type": "line", "point": True, "tooltip": {"content": "data"}},
+                "encoding": {
+                    "x": share | {"field": "confidence", "title": CONFIDENCE},
+                    "y": share | {"field": "accuracy", "title": "Share that is right"},
+                    **by_variant(several, names(results)),
+                },
+            },
+        ],
+    )
+
+
+def confusion_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
+    """A variant of choice: its confusion matrix or, with many classes, what is confused most."""
+    values: list[dict[str, Any]] = []
+    classes: list[str] = []
+    for result in results:
+        if not seeds_of(result):
+            continue
+        classes = [readable(name) for name in result.details["classes"]]
+        counts = np.sum([seed["confusion"] for seed in seeds_of(result)], axis=0)
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        wrong = np.where(np.eye(len(classes), dtype=bool), 0, share)
+        told = share if len(classes) <= MANY_CLASSES else wrong
+        order = np.argsort(-told, axis=None, kind="stable")
+        for place in order if told is share else order[:TOP_CONFUSIONS]:
+            true, predicted = np.unravel_index(place, told.shape)
+            if told[true, predicted] > 0:
+                values.append(
+                    {
+                        "variant": label(result, several),
+                        "true": classes[true],
+                        "predicted": classes[predicted],
+                        "share": rounded(share[true, predicted]),
+                    }
+                )
+    options = list(dict.fromkeys(value["variant"] for value in values))
+    common = {
+        "params": [choice("shown", "Variant ", options, 0)],
+        "transform": [
+            {"filter": "datum.variant === shown"},
+            {"calculate": "datum.true + ' taken for ' + datum.predicted", "as": "pair"},
+        ],
+    }
+    if len(classes) > MANY_CLASSES:
+        bar = {
+            "y": {"field": "pair", "type": "nominal", "title": "Confusion", "sort": "-x"},
+            "x": {
+                "field": "share",
+                "type": "quantitative",
+                "title": "Share of the true class's test images",
+                "axis": PERCENT,
+            },
+        }
+        mark = {"type": "bar", "tooltip": True}
+        return chart(values, height={"step": 14}, mark=mark, encoding=bar, **common)
+    place = {
+        "x": {"field": "predicted", "type": "nominal", "title": "Predicted", "sort": classes},
+        "y": {"field": "true", "type": "nominal", "title": "True", "sort": classes},
+    }
+    shade = {"field": "share", "type": "quantitative", "legend": None, "scale": {"scheme": "blues"}}
+    dark = {"test": "datum.share > 0.5", "value": "white"}
+    return chart(
+        values,
+        encoding=place,
+        layer=[
+            {"mark": {"type": "rect", "tooltip": True}, "encoding": {"color": shade}},
+            {
+                "mark": {"type": "text", "fontSize": 10},
+                "transform": [{"filter": "datum.share >= 0.005"}],
+                "encoding": {
+                    "text": {"field": "share", "type": "quantitative", "format": ".0%"},
+                    "color": {"condition": dark, "value": "black"},
+                },
+            },
+        ],
+        **common,
+    )
+
+
+def readable(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def rounded(value: Any) -> float:
+    """Five digits: more than a screen can show."""
+    return float(f"{value:.5g}")
+
+
+def galleries(
+    folder: Path, dataset: str, results: list[Result], several: bool
+) -> list[dict[str, Any]]:
+    """Copies the figures of images beside the page, a gallery per variant and one of the data."""
+    wanted = [("Training images", ["images", "augmented_images"], each) for each in results[:1]]
+    wanted += [
+        (label(each, several), [f"{each.variant}-{kind}" for kind in GALLERIES], each)
+        for each in results
+    ]
+    found = []
+    for title, figures, result in wanted:
+        images = []
+        for figure in figures:
+            data = result.revision.read(RESULTS / "figures" / dataset / f"{figure}.png")
+            if data is None:
+                continue
+            revision = "-".join(filter(str.isalnum, result.revision.name))
+            file = Path("figures", revision, dataset, f"{figure}.png")
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(data)
+            width, height = struct.unpack(">II", data[16:24])  # where a PNG has them
+            text = f"{readable(figure)}, {title}"
+            images.append({"file": str(file), "text": text, "width": width, "height": height})
+        if images:
+            found.append({"title": title, "images": images})
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,247 @@
+"""What the pipeline wrote, as it lies here or in any commit, branch, tag or experiment.
+
+Files that git has are read from git; what DVC keeps, from its cache or a remote.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.shared import params
+from stages.shared.stage import StageError
+
+RESULTS = Path("results")
+WORKSPACE = "workspace"
+
+PUBLISHED = {  # test accuracies as their sources give them; shown beside ours, never computed with
+    "cifar10-simple": 0.7182,
+    "cifar10-deep": 0.8018,
+    "cifar10-deep-6epoch": 0.6951,
+    "cifar10-shallow": 0.76,
+    "cifar10-deep-bn": 0.90,
+    "cifar10-convnet": 0.6948,
+    "cifar10-resnet20": 0.9125,
+    "cifar100-deep-bn": 0.60,
+    "cifar100-convnet": 0.35,  # on validation images
+}
+
+
+class Revision:
+    """The project's files in one state.
+
+    Args:
+        name: how it is called here.
+        commit: what git knows it by; None for the files as they lie in the current folder.
+    """
+
+    def __init__(self, name: str = WORKSPACE, commit: str | None = None) -> None:
+        self.name, self.commit = name, commit
+
+    @cached_property
+    def _files(self) -> Any:
+        from dvc.api import DVCFileSystem
+
+        return DVCFileSystem(rev=self.commit)
+
+    def read(self, path: Path) -> bytes | None:
+        """A file's bytes, or None where this revision or this machine does not have it."""
+        from dvc.exceptions import DvcException
+
+        try:
+            if self.commit is None:
+                return path.read_bytes()
+            with self._files.open(path.as_posix(), "rb") as file:
+                return bytes(file.read())
+        except (OSError, DvcException):
+            return None
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """A JSON file's values, none if there is no such file.
+
+        Raises:
+            StageError: if it is no JSON.
+        """
+        data = self.read(path)
+        try:
+            values: dict[str, Any] = json.loads(data) if data is not None else {}
+        except ValueError as error:
+            raise StageError(f"{path} must be JSON. Received: {error}. Run `dvc repro`.") from None
+        return values
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The whole of params.yaml, as far as it can be read.
+
+        Raises:
+            StageError: if there is none, or it is not valid here.
+        """
+        if self.commit is None:
+            return params.load().model_dump()
+        data = self.read(params.PATH)
+        values = params.parse(data, f"{self.name}'s {params.PATH}") if data is not None else None
+        if not isinstance(values, dict):
+            raise StageError(f"'{self.name}' has no params.yaml that can be read.")
+        return values
+
+    def datasets(self, wanted: list[str]) -> list[str]:
+        """The wanted ones, or all if none is named.
+
+        Raises:
+            StageError: if this revision has no such dataset.
+        """
+        known = list(self.parameters["datasets"])
+        if unknown := [name for name in wanted if name not in known]:
+            raise StageError(
+                f"Datasets must be among {', '.join(known)} in '{self.name}'. "
+                f"Received: {', '.join(unknown)}."
+            )
+        return wanted or known
+
+    def results(self, datasets: Iterable[str]) -> list["Result"]:
+        """One for each variant of these datasets, also for those without results yet."""
+        return [
+            Result(self, dataset, name)
+            for dataset in datasets
+            for name, variant in self.parameters["variants"].items()
+            if variant["dataset"] == dataset
+        ]
+
+
+@dataclass
+class Result:
+    """What the pipeline wrote about one variant, in one revision."""
+
+    revision: Revision
+    dataset: str
+    variant: str
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What evaluate wrote for `dvc metrics`; empty if it has not run."""
+        return self._json("metrics")
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The run record of the training; empty if it has not run."""
+        return self._json("runs")
+
+    @cached_property
+    def details(self) -> dict[str, Any]:
+        """Per class and per seed; empty where this machine does not have it."""
+        return self._json("details")
+
+    @cached_property
+    def curves(self) -> list[dict[str, str]]:
+        """The rows of every epoch."""
+        text = self.revision.read(self.path("curves", ".csv")) or b""
+        return list(csv.DictReader(io.StringIO(text.decode())))
+
+    @cached_property
+    def right(self) -> np.ndarray | None:
+        """Which test images each seed's model got right: bool (seeds, images), or None.
+
+        Raises:
+            StageError: if the predictions are not what evaluate writes.
+        """
+        path = self.path("predictions", ".csv")
+        data = self.revision.read(path)
+        if data is None:
+            return None
+        right: dict[str, dict[int, bool]] = {}
+        try:
+            for row in csv.DictReader(io.StringIO(data.decode())):
+                of_seed = right.setdefault(row["seed"], {})
+                of_seed[int(row["index"])] = row["true"] == row["predicted"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StageError(
+                f"{path} must be what evaluate writes. Received: {error!r}. Run `dvc repro`."
+            ) from None
+        rows = [[found[index] for index in sorted(found)] for found in right.values()]
+        if not rows or len({len(row) for row in rows}) > 1:
+            raise StageError(f"{path} must have the same images for each seed. Run `dvc repro`.")
+        return np.array(rows)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The variant's parameters, with those of its recipe in place of the recipe's name."""
+        known = self.revision.parameters
+        variant = known["variants"][self.variant]
+        return variant | {"recipe": known["recipes"].get(variant["recipe"], variant["recipe"])}
+
+    @property
+    def published(self) -> float | None:
+        return PUBLISHED.get(self.variant)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The figures of a table's line; None is what is not there yet."""
+        environment = (self.record.get("environment") or [{}])[0]
+        return {
+            "variant": self.variant,
+            "revision": self.revision.name,
+            **{
+                name: self.metrics.get(name)
+                for name in (
+                    "accuracy",
+                    "accuracy_low",
+                    "accuracy_high",
+                    "accuracy_std",
+                    "loss",
+                    "calibration_error",
+                    "parameters",
+                    "seeds",
+                )
+            },
+            "published": self.published,
+            "train_seconds": self.record.get("train_seconds"),
+            "images_per_second": self.record.get("images_per_second"),
+            "device": environment.get("device"),
+        }
+
+    def path(self, kind: str, suffix: str) -> Path:
+        """Where a kind of result lies, such as ("metrics", ".json")."""
+        return RESULTS / kind / self.dataset / f"{self.variant}{suffix}"
+
+    def _json(self, kind: str) -> dict[str, Any]:
+        return self.revision.read_json(self.path(kind, ".json"))
+
+
+def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]:
+    """The revisions of these names; the workspace first, or alone if no other is asked for.
+
+    Args:
+        names: commits, branches, tags, experiments, or `workspace`.
+        experiments: adds every experiment of `dvc exp`.
+
+    Raises:
+        StageError: if git and DVC know no such name.
+    """
+    names = list(dict.fromkeys(names))
+    if not names and not experiments:
+        return [Revision()]
+    from dvc.repo import Repo
+    from dvc.scm import RevError, resolve_rev
+
+    found = {}
+    with Repo(".") as repo:
+        for name in names or [WORKSPACE]:
+            try:
+                commit = None if name == WORKSPACE else resolve_rev(repo.scm, name)
+            except RevError:
+                raise StageError(
+                    "A revision must be a commit, a branch, a tag, an experiment or "
+                    f"'{WORKSPACE}'. Received: '{name}'. `dvc exp list --all-commits` names the "
+                    "experiments."
+                ) from None
+            found[name] = Revision(name, commit)
+        if experiments:
+            for each in repo.experiments.ls(all_commits=True).values():
+                found |= {name: Revision(name, commit) for name, commit in each}
+    return list(found.values())
