@@ -13,10 +13,10 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report export test browser realdata slow repro bench check doctor lock clean
+.PHONY: help setup setup-git demo report export test browser realdata slow repro bench check doctor lock clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make CUDA=1 ... the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
 
 setup: $(STAMP)  ## install the locked, hashed packages into .venv
@@ -29,6 +29,13 @@ $(STAMP): $(LOCK)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
 	@$(BIN)/python -m tools.plots_page
 	@touch $@
+
+setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits
+	@git config merge.dvc-lock.name "dvc.lock, stage by stage"
+	@git config merge.dvc-lock.driver "$(BIN)/python -m tools.merge_lock %O %A %B"
+	@git config merge.dvc-result.name "ours, until dvc repro writes it anew"
+	@git config merge.dvc-result.driver true
+	@pre-commit install
 
 demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
 	@python -m stages.shared.params
