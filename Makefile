@@ -13,7 +13,7 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test realdata slow repro bench check doctor lock clean
+.PHONY: help setup demo report export test browser realdata slow repro bench check doctor lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,7 @@ $(STAMP): $(LOCK)
 	@echo "Setting up $(VENV), once; this takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m tools.plots_page
 	@touch $@
 
 demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
@@ -37,8 +38,17 @@ demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
 test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor servers
 	@python -m pytest --numprocesses 2 --dist loadfile
 
+browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
+	@python -m pytest -m browser
+
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
 	@python -m pytest -m "realdata and not slow"
+
+report: $(STAMP)  ## the results as a folder of HTML that opens offline: report/index.html
+	@python -m tools.report
+
+export: $(STAMP)  ## every trained variant as SavedModel and ONNX, checked, in exports/
+	@python -m tools.export
 
 repro: $(STAMP)  ## bring every result up to date: dvc repro
 	@python -m stages.shared.params
@@ -60,9 +70,9 @@ bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle 
 		python -m benchmarks.$$each || exit 1; done
 
 lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files
-	@$(COMPILE) --extra dev --output-file requirements.txt
-	@$(COMPILE) --extra dev --extra cuda --output-file requirements-cuda.txt
+	@$(COMPILE) --extra dev --extra export --output-file requirements.txt
+	@$(COMPILE) --extra dev --extra export --extra cuda --output-file requirements-cuda.txt
 
-clean:  ## remove checkpoints, partial downloads and half-written outputs
-	@rm -rf checkpoints downloads
+clean:  ## remove checkpoints, partial downloads, half-written outputs, reports and exports
+	@rm -rf checkpoints downloads dvc_plots report exports
 	@find data results -name '*.partial' -prune -exec rm -rf {} + 2>/dev/null || true

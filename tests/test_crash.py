@@ -58,16 +58,22 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def workspace(clone: Path) -> Path:
     """One variant with everything that is random, two seeds; the clean run's results are in git."""
-    return prepare(clone, VARIANT, images_per_class="all")
+    return prepare(clone, VARIANT)
 
 
-def prepare(folder: Path, variant: str, images_per_class: int | str) -> Path:
+def prepare(
+    folder: Path,
+    variant: str,
+    images_per_class: int | str = "all",
+    epochs: int = EPOCHS,
+    seeds: tuple[int, ...] = (1, 2),
+) -> Path:
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["datasets"]["shapes"] |= {"train_images": 300, "test_images": 40}
     dataset = params["variants"][variant]["dataset"]
-    params["variants"][variant] |= {"recipe": "demo-augmented", "seeds": [1, 2]}
+    params["variants"][variant] |= {"recipe": "demo-augmented", "seeds": list(seeds)}
     params["recipes"]["demo-augmented"] |= {
-        "epochs": EPOCHS,
+        "epochs": epochs,
         "precision": "mixed_bfloat16",
         "images_per_class": images_per_class,
     }
@@ -211,7 +217,7 @@ def test_twenty_faults_in_a_stage(workspace: Path, stage: str) -> None:
 @pytest.mark.realdata
 @pytest.mark.skipif("CIFAR_MIRROR" not in os.environ, reason="CIFAR_MIRROR is not set")
 def test_thirty_random_kills_of_a_training_on_real_data(clone: Path) -> None:
-    folder = prepare(clone, "cifar10-deep-bn", images_per_class=50)
+    folder = prepare(clone, "cifar10-deep-bn", images_per_class=100, epochs=10, seeds=(1,))
     moments = sorted(random.Random(0).uniform(0, 1) for _ in range(30))
     ways = [WAYS[n % 2] for n in range(30)]
     outcomes = inject(folder, "train@cifar10-deep-bn", moments, ways)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 import yaml
 
 ENVIRONMENT = os.environ | {
@@ -74,6 +75,18 @@ def test_metrics_and_plots_show_every_variant(workspace: Path) -> None:
     assert "shapes-deep-bn: confusion" in page
 
 
+def test_plots_as_editors_read_them_are_whole_specifications(workspace: Path) -> None:
+    shown = json.loads(run(workspace, "dvc", "plots", "show", "--json"))["data"]
+    charts = [each for entries in shown.values() for each in entries if each["type"] == "vega"]
+    assert len(charts) >= 5
+    for each in charts:
+        content = each["content"]
+        text = content if isinstance(content, str) else json.dumps(content)
+        assert "<DVC_METRIC" not in text
+        compiled = vl_convert.vegalite_to_vega(json.loads(text), vl_version="5.20")
+        assert compiled["marks"]
+
+
 def test_an_experiment_reruns_its_variant_and_can_be_compared_and_merged(workspace: Path) -> None:
     key = "variants.shapes-lenet.seeds"
     out = run(workspace, "dvc", "exp", "run", "--name", "more", "-S", f"{key}=[3]", "plot@shapes")
@@ -89,6 +102,13 @@ def test_an_experiment_reruns_its_variant_and_can_be_compared_and_merged(workspa
     assert "results/metrics/shapes/shapes-deep-bn.json" not in changes
     changed = metrics(workspace, "params", "diff", "main", "three-seeds")
     assert key in changed["params.yaml"]
+
+    table = run(workspace, sys.executable, "-m", "tools.show", "--experiments", "--json")
+    seeds = {row["revision"]: row["seeds"] for row in json.loads(table) if row["seeds"]}
+    assert seeds["more"] == 1
+    run(workspace, sys.executable, "-m", "tools.report", "shapes", "--revs", "main", "more")
+    page = (workspace / "report" / "index.html").read_text()
+    assert "shapes-lenet (more) against shapes-lenet (main)" in page
 
 
 def test_going_back_restores_from_the_cache_and_trains_nothing(workspace: Path) -> None:
@@ -114,3 +134,22 @@ def test_a_mistake_in_the_params_stops_before_any_work(workspace: Path) -> None:
     assert "pixels: Input should be 'unit', 'overall' or 'channel'" in result.stderr
     assert "Traceback" not in result.stderr
     assert (workspace / "dvc.lock").read_bytes() == before
+
+
+def test_a_released_model_can_be_fetched_by_its_name_and_version(
+    workspace: Path, tmp_path: Path
+) -> None:
+    run(workspace, "git", "checkout", "--quiet", "--force", "main")
+    run(workspace, "dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "store"))
+    run(workspace, "dvc", "push", "--quiet", "evaluate@shapes-lenet", "train@shapes-lenet")
+    run(workspace, "gto", "register", "shapes-lenet", "--version", "v1.0.0")
+    assert "shapes-lenet" in run(workspace, "gto", "show", "--plain")
+    run(
+        tmp_path,
+        *("dvc", "artifacts", "get", str(workspace), "shapes-lenet", "--rev", "v1.0.0"),
+        *("--out", "model"),
+    )
+    for seed in (1, 2):
+        released = (tmp_path / "model" / f"seed-{seed}.keras").read_bytes()
+        kept = workspace / "results/weights/shapes/shapes-lenet" / f"seed-{seed}.keras"
+        assert released == kept.read_bytes()

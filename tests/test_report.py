@@ -173,7 +173,7 @@ def test_the_best_variant_is_compared_with_each_other_one(make: Callable[..., st
     best = max(accuracy, key=accuracy.__getitem__)
     assert [a for a, _ in pairs] == [best] * 3
     assert {b for _, b in pairs} == accuracy.keys() - {best}
-    assert "corrected for 3 comparisons" in page
+    assert "corrected for the number of comparisons, 3." in page
 
 
 def test_images_are_shown_in_their_own_size(make: Callable[..., str]) -> None:

@@ -31,6 +31,7 @@ TOP_CONFUSIONS = 30
 CALIBRATION_IMAGES = 10  # a bin of fewer tells nothing
 CONFIDENCE = f"Confidence, first seed, bins of {CALIBRATION_IMAGES} images and more"
 FEW_EPOCHS = 30  # up to this, each epoch is a point
+SMALLEST_P = 1e-99
 FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
@@ -86,6 +87,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
         )
     labelled = {label(result, several): result for result in results}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["p"] = lambda value: f"{value:.2g}" if value >= SMALLEST_P else "< 1e-99"
     page = environment.from_string(TEMPLATE.read_text()).render(
         title="CIFAR experiments",
         revisions=revs,
@@ -207,8 +209,8 @@ def comparison_note(count: int, several: bool) -> str:
     how = "Each variant against the first revision's" if several else "The best against each other"
     return (
         f"{how}, on the same test images: McNemar's exact test and, with several seeds, Welch's "
-        f"t-test between them. Verdicts are corrected for {count} comparisons. The interval is "
-        "the wider one of both, not corrected."
+        f"t-test between them. Verdicts are corrected for the number of comparisons, {count}. "
+        "The interval is the wider one of both, not corrected."
     )
 
 
@@ -347,7 +349,7 @@ def cost_chart(results: list[Result], several: bool, cost: str) -> dict[str, Any
         "scale": {"type": "log", "nice": True, "padding": 30},
         "axis": {"format": "~s", "tickCount": 5, "grid": False},
     }
-    y = {"type": "quantitative", "scale": {"zero": False}, "axis": PERCENT}
+    y = {"type": "quantitative", "scale": {"zero": False, "padding": 15}, "axis": PERCENT}
     colours = by_variant(several, names(results))
     colours.pop("strokeDash", None)
     layers: list[dict[str, Any]] = [

@@ -1,0 +1,92 @@
+"""Exported models: they give the network's own probabilities, or are not written."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from stages.shared.backend import import_keras
+from stages.shared.dataset import Split, save_split
+from stages.shared.stage import StageError
+from tools import export
+
+import_keras()
+
+import keras
+from conftest import ROOT
+
+from stages.training.fitting import build_core, make_normalisation, save_model, views_mean
+
+WIDE = {"widths": [8, 8, 8], "depth": 2, "activation": "relu"}
+
+
+def whole_model(precision: str, views: int) -> Any:
+    """A small network as the train stage saves it: pixels in, probabilities out."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(precision)
+    core = build_core({"model": "air", "config": WIDE}, (32, 32, 3), 3)
+    stats = {"channel": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.2]}}
+    pixels = keras.Input((32, 32, 3), dtype="uint8")
+    logits = views_mean(core, make_normalisation("channel", stats)(pixels), views)
+    probabilities = keras.layers.Activation("softmax", dtype="float32")(100 * logits)
+    keras.config.set_dtype_policy("float32")
+    return keras.Model(pixels, probabilities)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_split: Split) -> Path:
+    """A folder with a trained variant and test images; it is the current one."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    weights = tmp_path / "results/weights/shapes/shapes-lenet"
+    weights.mkdir(parents=True)
+    save_model(whole_model("mixed_bfloat16", 6), weights / "seed-1.keras")
+    save_split(toy_split, tmp_path / "data/raw/shapes/test")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export"])
+    return tmp_path
+
+
+def test_both_formats_give_the_networks_probabilities(
+    project: Path, toy_split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export.main()
+    assert "greatest difference of a probability on 60 test images" in capsys.readouterr().out
+    folder = project / "exports/shapes-lenet"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "saved_model"]
+    model = keras.saving.load_model(project / "results/weights/shapes/shapes-lenet/seed-1.keras")
+    expected = model.predict(toy_split.images, verbose=0)
+    assert np.ptp(expected) > 0.5
+    for found in (
+        export.run_onnx(folder / "model.onnx", toy_split.images),
+        export.run_saved_model(folder / "saved_model", toy_split.images),
+    ):
+        assert found.dtype == np.float32
+        assert np.abs(found - expected).max() < 0.1  # the saved one computes in bfloat16
+
+
+def test_what_gives_other_probabilities_is_not_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "run_onnx", lambda path, images: np.full((60, 3), 1 / 3))
+    with pytest.raises(
+        StageError, match=r"ONNX file must give .* within 0\.0001. Received: a diff"
+    ):
+        export.main()
+    assert not list((project / "exports").iterdir())
+
+
+def test_float32_is_used_throughout() -> None:
+    model = export.in_float32(whole_model("mixed_bfloat16", 1))
+    layers = model._flatten_layers(include_self=False)
+    assert {layer.compute_dtype for layer in layers} <= {"float32", "uint8"}
+
+
+def test_nothing_trained_is_an_error(project: Path) -> None:
+    (project / "results/weights/shapes/shapes-lenet/seed-1.keras").unlink()
+    with pytest.raises(StageError, match="no trained variants here"):
+        export.main()

@@ -1,0 +1,122 @@
+"""Trained variants for other programs: a TensorFlow SavedModel and an ONNX file each, checked.
+
+    python -m tools.export [VARIANT ...] [--out exports]
+
+Both take pixels, uint8 (N, height, width, 3), and give class probabilities, float32 (N, classes),
+by the variant's first seed. They compute in float32, also where the training used bfloat16, which
+few programs can. What was written is loaded again, and must give the network's own probabilities
+for the first 1,000 test images.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.evaluate import load_model
+from stages.shared import params
+from stages.shared.dataset import load_split
+from stages.shared.stage import StageError, outputs, run, size
+from tools.predict import find
+
+IMAGES = 1000
+TOLERANCE = 1e-4  # between probabilities, for another order of additions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Export trained variants for other programs.")
+    parser.add_argument("variants", nargs="*", help="keys of params.yaml's variants; all trained")
+    parser.add_argument("--out", type=Path, default=Path("exports"), help="the folder to write")
+    args = parser.parse_args()
+
+    for name in args.variants or trained():
+        model = in_float32(load_model(find(name)[0]))
+        dataset = params.load().variant(name).dataset
+        images = np.asarray(load_split(Path("data/raw", dataset, "test")).images[:IMAGES])
+        with outputs(args.out / name) as (partial,):
+            saved, onnx = partial / "saved_model", partial / "model.onnx"
+            write(model, saved, onnx)
+            expected = model.predict(images, batch_size=len(images), verbose=0)
+            differences = {
+                "SavedModel": check(run_saved_model(saved, images), expected, "SavedModel"),
+                "ONNX": check(run_onnx(onnx, images), expected, "ONNX file"),
+            }
+        found = ", ".join(f"{form} {value:.1e}" for form, value in differences.items())
+        print(
+            f"export {name}: {args.out / name}, {size(args.out / name)}; greatest difference of a "
+            f"probability on {len(images):,} test images: {found}"
+        )
+
+
+def trained() -> list[str]:
+    """The variants whose weights are here.
+
+    Raises:
+        StageError: if there are none.
+    """
+    found = []
+    for name in params.load().variants:
+        with contextlib.suppress(StageError):
+            find(name)
+            found.append(name)
+    if not found:
+        raise StageError("There are no trained variants here. `make demo` or `dvc pull` first.")
+    return found
+
+
+def in_float32(model: Any) -> Any:
+    """The same network with the same weights, computing in float32 throughout."""
+    import keras
+
+    text = model.to_json().replace('"mixed_bfloat16"', '"float32"')
+    copy = keras.models.model_from_json(text)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def write(model: Any, saved: Path, onnx: Path) -> None:
+    """Writes both formats by Keras's own exporter, without its messages."""
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks for NumPy 1's names
+        model.export(saved, format="tf_saved_model", verbose=False)
+        model.export(onnx, format="onnx", verbose=False)
+
+
+def run_saved_model(path: Path, images: np.ndarray) -> np.ndarray:
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(path))  # it must outlive the call
+    return np.asarray(model.serve(images))
+
+
+def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    return np.asarray(session.run(None, {entry.name: images})[0])
+
+
+def check(found: np.ndarray, expected: np.ndarray, form: str) -> float:
+    """The greatest difference between probabilities, float (N, classes) each.
+
+    Raises:
+        StageError: if it is too great.
+    """
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE:
+        raise StageError(
+            f"The {form} must give the network's probabilities within {TOLERANCE}. "
+            f"Received: a difference of {difference:.2g}."
+        )
+    return difference
+
+
+if __name__ == "__main__":
+    run(main)
