@@ -31,7 +31,6 @@ TOP_CONFUSIONS = 30
 CALIBRATION_IMAGES = 10  # a bin of fewer tells nothing
 CONFIDENCE = f"Confidence, first seed, bins of {CALIBRATION_IMAGES} images and more"
 FEW_EPOCHS = 30  # up to this, each epoch is a point
-SMALLEST_P = 1e-99
 FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
@@ -87,7 +86,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
         )
     labelled = {label(result, several): result for result in results}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["p"] = lambda value: f"{value:.2g}" if value >= SMALLEST_P else "< 1e-99"
+    environment.filters["p"] = lambda p: compare.p_text(p).removeprefix("= ")
     page = environment.from_string(TEMPLATE.read_text()).render(
         title="CIFAR experiments",
         revisions=revs,
