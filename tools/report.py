@@ -67,6 +67,8 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     datasets: list[dict[str, Any]] = []
     specs: dict[str, Any] = {}
     for dataset, members in by_dataset.items():
+        order = list(dict.fromkeys(result.variant for result in members))
+        members.sort(key=lambda result: order.index(result.variant))  # its revisions together
         pairs = comparisons([result for result in members if result.metrics], several)
         evaluated = sorted(
             (result for result in members if result.metrics),
