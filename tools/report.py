@@ -22,7 +22,7 @@ import yaml
 from stages.shared.stage import StageError, duration, outputs, run, size
 from tools import compare
 from tools.plots_page import vega_script
-from tools.results import RESULTS, Result, Revision, revisions
+from tools.results import RESULTS, WORKSPACE, Result, Revision, revisions
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -242,14 +242,13 @@ def chart(values: list[dict[str, Any]], **spec: Any) -> dict[str, Any] | None:
 
 def by_variant(several: bool, count: int) -> dict[str, Any]:
     """Colours by variant, dashes by revision; what is clicked on in the legend stands out."""
-    columns = 1 if count <= FEW_NAMES else 4
     legend = {"orient": "bottom", "columns": 4, "symbolLimit": 0, "labelLimit": 220}
     encoding: dict[str, Any] = {
         "color": {
             "field": "variant",
             "type": "nominal",
             "title": None,
-            "legend": legend | {"columns": max(columns, 4)},
+            "legend": legend,
             "scale": {"scheme": "tableau10" if count <= 10 else "tableau20"},
         },
         "opacity": {"condition": {"param": "chosen", "value": 1}, "value": 0.08},
@@ -566,8 +565,8 @@ def galleries(
             data = result.revision.read(RESULTS / "figures" / dataset / f"{figure}.png")
             if data is None:
                 continue
-            revision = "-".join(filter(str.isalnum, result.revision.name))
-            file = Path("figures", revision, dataset, f"{figure}.png")
+            state = result.revision.commit or WORKSPACE
+            file = Path("figures", state, dataset, f"{figure}.png")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)
             width, height = struct.unpack(">II", data[16:24])  # where a PNG has them
