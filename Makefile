@@ -13,7 +13,7 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-git demo report export test browser realdata slow repro bench check doctor lock clean
+.PHONY: help setup setup-git demo report results export test browser realdata slow repro bench check doctor lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archi
 
 report: $(STAMP)  ## the results as a folder of HTML that opens offline: report/index.html
 	@python -m tools.report
+
+results: $(STAMP)  ## the table of results on real data, from what git has
+	@python -m tools.readme
 
 export: $(STAMP)  ## every trained variant as SavedModel and ONNX, checked, in exports/
 	@python -m tools.export
