@@ -43,7 +43,7 @@ demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
 	@python -m tools.show shapes
 
 test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor servers
-	@python -m pytest --numprocesses 2 --dist loadfile
+	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
 	@python -m pytest -m browser
