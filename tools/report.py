@@ -472,60 +472,72 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
     )
 
 
+def confusions(result: Result, name: str) -> list[dict[str, Any]]:
+    """The cells of a variant's confusion matrix that are not empty, summed over the seeds.
+
+    With many classes: those beside the diagonal, and the most frequent only.
+    """
+    classes = [readable(each) for each in result.details["classes"]]
+    counts = np.sum([seed["confusion"] for seed in seeds_of(result)], axis=0)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    most = share.size
+    if len(classes) > MANY_CLASSES:
+        np.fill_diagonal(share, 0)
+        most = TOP_CONFUSIONS
+    places = np.argsort(-share, axis=None, kind="stable")[:most]
+    return [
+        {
+            "variant": name,
+            "true": classes[true],
+            "predicted": classes[predicted],
+            "share": rounded(share[true, predicted]),
+        }
+        for true, predicted in zip(*np.unravel_index(places, share.shape), strict=True)
+        if share[true, predicted] > 0
+    ]
+
+
 def confusion_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
     """A variant of choice: its confusion matrix or, with many classes, what is confused most."""
-    values: list[dict[str, Any]] = []
-    classes: list[str] = []
-    for result in results:
-        if not seeds_of(result):
-            continue
-        classes = [readable(name) for name in result.details["classes"]]
-        counts = np.sum([seed["confusion"] for seed in seeds_of(result)], axis=0)
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        wrong = np.where(np.eye(len(classes), dtype=bool), 0, share)
-        told = share if len(classes) <= MANY_CLASSES else wrong
-        order = np.argsort(-told, axis=None, kind="stable")
-        for place in order if told is share else order[:TOP_CONFUSIONS]:
-            true, predicted = np.unravel_index(place, told.shape)
-            if told[true, predicted] > 0:
-                values.append(
-                    {
-                        "variant": label(result, several),
-                        "true": classes[true],
-                        "predicted": classes[predicted],
-                        "share": rounded(share[true, predicted]),
-                    }
-                )
+    there = [result for result in results if seeds_of(result)]
+    values = [each for result in there for each in confusions(result, label(result, several))]
+    if not values:
+        return None
+    classes = [readable(name) for name in there[0].details["classes"]]
     options = list(dict.fromkeys(value["variant"] for value in values))
-    common = {
-        "params": [choice("shown", "Variant ", options, 0)],
-        "transform": [
+    drawn = confusion_bars() if len(classes) > MANY_CLASSES else confusion_matrix(classes)
+    return chart(
+        values,
+        params=[choice("shown", "Variant ", options, 0)],
+        transform=[
             {"filter": "datum.variant === shown"},
             {"calculate": "datum.true + ' taken for ' + datum.predicted", "as": "pair"},
         ],
-    }
-    if len(classes) > MANY_CLASSES:
-        bar = {
+        **drawn,
+    )
+
+
+def confusion_bars() -> dict[str, Any]:
+    x = {"field": "share", "type": "quantitative", "axis": PERCENT}
+    return {
+        "height": {"step": 14},
+        "mark": {"type": "bar", "tooltip": True},
+        "encoding": {
             "y": {"field": "pair", "type": "nominal", "title": "Confusion", "sort": "-x"},
-            "x": {
-                "field": "share",
-                "type": "quantitative",
-                "title": "Share of the true class's test images",
-                "axis": PERCENT,
-            },
-        }
-        mark = {"type": "bar", "tooltip": True}
-        return chart(values, height={"step": 14}, mark=mark, encoding=bar, **common)
-    place = {
-        "x": {"field": "predicted", "type": "nominal", "title": "Predicted", "sort": classes},
-        "y": {"field": "true", "type": "nominal", "title": "True", "sort": classes},
+            "x": x | {"title": "Share of the true class's test images"},
+        },
     }
+
+
+def confusion_matrix(classes: list[str]) -> dict[str, Any]:
     shade = {"field": "share", "type": "quantitative", "legend": None, "scale": {"scheme": "blues"}}
     dark = {"test": "datum.share > 0.5", "value": "white"}
-    return chart(
-        values,
-        encoding=place,
-        layer=[
+    return {
+        "encoding": {
+            "x": {"field": "predicted", "type": "nominal", "title": "Predicted", "sort": classes},
+            "y": {"field": "true", "type": "nominal", "title": "True", "sort": classes},
+        },
+        "layer": [
             {"mark": {"type": "rect", "tooltip": True}, "encoding": {"color": shade}},
             {
                 "mark": {"type": "text", "fontSize": 10},
@@ -536,8 +548,7 @@ def confusion_chart(results: list[Result], several: bool) -> dict[str, Any] | No
                 },
             },
         ],
-        **common,
-    )
+    }
 
 
 def readable(name: str) -> str:
