@@ -80,8 +80,8 @@ bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle 
 		python -m benchmarks.$$each || exit 1; done
 
 lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files
-	@$(COMPILE) --extra dev --extra export --output-file requirements.txt
-	@$(COMPILE) --extra dev --extra export --extra cuda --output-file requirements-cuda.txt
+	@$(COMPILE) --extra dev --extra export --extra cluster --extra remote --output-file requirements.txt
+	@$(COMPILE) --extra dev --extra export --extra cluster --extra remote --extra cuda --output-file requirements-cuda.txt
 
 clean:  ## remove checkpoints, partial downloads, half-written outputs, reports and exports
 	@rm -rf checkpoints downloads dvc_plots report exports
