@@ -13,7 +13,7 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-git demo report results export test browser realdata slow repro bench check doctor lock clean
+.PHONY: help setup setup-git demo report results export test browser servers realdata slow repro bench check doctor lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor
 browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
 	@python -m pytest -m browser
 
+servers: $(STAMP)  ## the tests of DVC remotes on real servers, and of a cluster of two nodes
+	@python -m pytest -m servers
+
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
 	@python -m pytest -m "realdata and not slow"
 
@@ -60,9 +63,9 @@ results: $(STAMP)  ## the table of results on real data, from what git has
 export: $(STAMP)  ## every trained variant as SavedModel and ONNX, checked, in exports/
 	@python -m tools.export
 
-repro: $(STAMP)  ## bring every result up to date: dvc repro
+repro: $(STAMP)  ## bring every result up to date: dvc repro; JOBS=auto or a number: in parallel
 	@python -m stages.shared.params
-	@dvc repro
+	@$(if $(JOBS),python -m tools.launch --jobs $(JOBS),dvc repro)
 
 check: $(STAMP)  ## lint, formatting and types
 	@ruff check .
@@ -83,6 +86,6 @@ lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into t
 	@$(COMPILE) --extra dev --extra export --extra cluster --extra remote --output-file requirements.txt
 	@$(COMPILE) --extra dev --extra export --extra cluster --extra remote --extra cuda --output-file requirements-cuda.txt
 
-clean:  ## remove checkpoints, partial downloads, half-written outputs, reports and exports
-	@rm -rf checkpoints downloads dvc_plots report exports
+clean:  ## remove checkpoints, partial downloads, half-written outputs, logs, reports and exports
+	@rm -rf checkpoints downloads dvc_plots report exports logs
 	@find data results -name '*.partial' -prune -exec rm -rf {} + 2>/dev/null || true

@@ -96,19 +96,27 @@ class Project:
             names.setdefault(variant["dataset"], []).append(name)
         return names
 
-    def repro(self) -> set[str]:
-        """Runs `dvc repro`, and returns the stages whose commands ran."""
+    def tell_standin(self, **more: Any) -> None:
+        """Tells the stand-in what the stages are now; besides what it is to do unlike them."""
         digests = {name: repr(stage.computes) for name, stage in self.stages().items()}
         known = {"digests": digests, "lineup": self.lineup(), "log": str(self.log)}
-        self.standin.write_text(json.dumps(known))
+        self.standin.write_text(json.dumps(known | more))
         self.log.write_text("")
         os.environ["STANDIN"] = str(self.standin)
-        os.chdir(self.folder)  # DVC looks for dvc.yaml there
-        with Repo() as repo:
-            repo.reproduce()
+
+    def ran(self) -> set[str]:
+        """The stages whose commands ran since."""
         ran = self.log.read_text().split()
         assert len(ran) == len(set(ran))
         return set(ran)
+
+    def repro(self, *targets: str) -> set[str]:
+        """Runs `dvc repro`, and returns the stages whose commands ran."""
+        self.tell_standin()
+        os.chdir(self.folder)  # DVC looks for dvc.yaml there
+        with Repo() as repo:
+            repo.reproduce(targets or None)
+        return self.ran()
 
     def status(self) -> set[str]:
         """The stages that `dvc status` calls stale: those touched directly."""
@@ -163,8 +171,14 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def opened(clone: Path, scratch: Path) -> Iterator[Project]:
-    """A clone of the project, all up to date by stand-ins, with DVC running in this process."""
+def opened(clone: Path, scratch: Path, *targets: str) -> Iterator[Project]:
+    """A clone of the project, all up to date by stand-ins, with DVC running in this process.
+
+    Args:
+        clone: its folder.
+        scratch: an empty folder for what the stand-ins need.
+        targets: brings only these up to date, in place of everything.
+    """
     python = scratch / "bin" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{ROOT}/tests/standin.py" "$@"\n')
@@ -175,7 +189,8 @@ def opened(clone: Path, scratch: Path) -> Iterator[Project]:
         patch.setenv("PATH", f"{python.parent}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("STANDIN", "")
         quicken(patch)
-        assert project.repro() == must_rerun({}, project.stages())[1]
+        ran = project.repro(*targets)
+        assert targets or ran == must_rerun({}, project.stages())[1]
         yield project
 
 

@@ -1,14 +1,16 @@
-"""Stands in for `python` when DVC runs a stage's command in tests/test_reruns.py.
+"""Stands in for `python` when DVC runs a stage's command in tests/test_reruns.py and others.
 
 It writes what the stage would, as a digest: a function of the stage's code and parameters (found
 by the test: the file that STANDIN names) and of the contents of its inputs. And it notes that it
-ran. Only the standard library is used, and little of it: it is started a few hundred times.
+ran. A stage named in `seconds` takes that long, one in `failing` fails. Only the standard library
+is used, and little of it: it is started a few hundred times.
 """
 
 import hashlib
 import json
 import os
 import sys
+import time
 
 OUTS = {
     "download": ["--train", "--test"],
@@ -35,6 +37,9 @@ def main() -> None:
         digest.update(contents(path))
     with open(standin["log"], "a") as file:
         file.write(f"{name}\n")
+    time.sleep(standin.get("seconds", {}).get(name, 0))
+    if name in standin.get("failing", []):
+        sys.exit(f"{name} was told to fail")
     if family == "lineup":
         for dataset, names in standin["lineup"].items():
             write(f"{outs[0]}/{dataset}.json", json.dumps(names))

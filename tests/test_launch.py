@@ -1,0 +1,253 @@
+"""tools/launch.py: parallel runs through Ray and DVC, with stand-ins for the stages' commands."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from rerunning import Project, opened
+
+from tools import launch, node, pipeline
+from tools.pipeline import Step
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = "plot@shapes"
+SHAPES = [f"shapes-{name}" for name in ("lenet", "simple", "convnet", "deep-bn")]
+SECONDS = 300  # no command takes longer, whatever else the machine does
+
+
+@pytest.fixture(scope="module")
+def shapes(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The project with the shapes variants up to date, by stand-ins."""
+    with opened(clone, tmp_path_factory.mktemp("scratch"), TARGET) as project:
+        yield project
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tools.launch", *arguments]
+
+
+def run_launch(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=project.folder, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+def dvc_lock(project: Project) -> str:
+    return (project.folder / "dvc.lock").read_text()
+
+
+def wait_for(condition: Any) -> None:
+    """Until it holds; the deadline only keeps a broken test from hanging."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_failure_holds_back_only_what_depends_on_it_and_the_lock_becomes_a_serial_runs(
+    shapes: Project,
+) -> None:
+    tree = yaml.safe_load(shapes.text)
+    tree["recipes"]["demo"]["epochs"] += 1
+    tree["recipes"]["demo-augmented"]["epochs"] += 1
+    tree["variants"]["shapes-new"] = deepcopy(tree["variants"]["shapes-lenet"]) | {"seeds": [3]}
+    lock = dvc_lock(shapes)
+    shapes.write_params(tree)
+    shapes.tell_standin()
+    serial_repro = [sys.executable, "-m", "dvc", "repro", "--quiet", TARGET]
+    subprocess.run(serial_repro, cwd=shapes.folder, check=True)
+    serial, expected = shapes.ran(), dvc_lock(shapes)
+    (shapes.folder / "dvc.lock").write_text(lock)
+    subprocess.run(["git", "clean", "-fdxq", "data", "results"], cwd=shapes.folder, check=True)
+    cache = shapes.folder / ".dvc/cache"
+    cache.rename(cache.with_name("cache.serial"))
+
+    shapes.tell_standin(failing=["train@shapes-simple"])
+    done = run_launch(shapes, TARGET, "--jobs", "3")
+    assert done.returncode == 1
+    assert "evaluate@shapes-simple: skipped: it depends on a failed one" in done.stdout
+    assert f"{TARGET}: skipped" in done.stdout
+    assert "train@shapes-simple failed: logs/launch/train@shapes-simple.log" in done.stderr
+    log = (shapes.folder / "logs/launch/train@shapes-simple.log").read_text()
+    assert "train@shapes-simple was told to fail" in log
+    held_back = {"train@shapes-simple", "evaluate@shapes-simple", TARGET}
+    assert shapes.ran() - {"train@shapes-simple"} >= serial - held_back
+
+    shapes.tell_standin()
+    done = run_launch(shapes, TARGET, "--jobs", "3")
+    assert done.returncode == 0, done.stderr
+    assert shapes.ran() == held_back
+    assert dvc_lock(shapes) == expected
+
+    done = run_launch(shapes, TARGET)
+    assert done.stdout == "Up to date: 14 stages.\n"
+    assert shapes.repro(TARGET) == set()
+
+
+def test_an_interrupted_launch_ends_all_that_it_started_and_listened_on_loopback_only(
+    shapes: Project,
+) -> None:
+    tree = yaml.safe_load(shapes.text)
+    tree["recipes"]["demo"]["epochs"] += 1
+    shapes.write_params(tree)
+    shapes.tell_standin(seconds={f"train@{name}": SECONDS for name in SHAPES})
+    process = subprocess.Popen(
+        command(TARGET, "--jobs", "2"), cwd=shapes.folder, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: len(shapes.log.read_text().split()) == 2)
+    started = psutil.Process(process.pid).children(recursive=True)
+    addresses = [
+        connection.laddr.ip
+        for each in started
+        for connection in each.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert "Interrupted; ending train@shapes-" in stderr
+    assert not [each for each in started if each.is_running() and each.status() != "zombie"]
+    assert addresses
+    assert {ip.removeprefix("::ffff:") for ip in addresses} <= {"127.0.0.1", "::1"}
+    assert shapes.repro(TARGET) >= {"train@shapes-lenet", "train@shapes-simple"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--jobs", "0"], "must be auto or a number from 1. Received: 0"),
+        (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
+        (["plot@shaps"], "Stage 'plot@shaps' not found"),
+    ],
+)
+def test_bad_arguments_are_named(shapes: Project, arguments: list[str], message: str) -> None:
+    done = run_launch(shapes, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+DIAMOND = {
+    name: Step(name, upstream, (name,), (), upstream, ())
+    for name, upstream in {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c"), "e": ()}.items()
+}
+
+
+class Stages:
+    """Runs stages in no time, one after the other, and says which were running together."""
+
+    def __init__(self, jobs: int | None = None, failing: str = "", unchanged: str = "") -> None:
+        self.connection = SimpleNamespace(
+            jobs=jobs, finished=self.finished, outcome=self.outcome, cancel=lambda _: None
+        )
+        self.failing, self.unchanged = failing, unchanged
+        self.together: list[str] = []
+
+    def start(self, step: Step, log: Path) -> str:
+        return step.name
+
+    def is_outdated(self, step: Step) -> bool:
+        return step.name not in self.unchanged
+
+    def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
+        pass
+
+    def finished(self, names: list[str], seconds: float) -> list[str]:
+        self.together.append("".join(names))
+        return names[:1]
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        return {"code": int(name in self.failing), "ran": True}
+
+
+@pytest.mark.parametrize(
+    "stages, together, code",
+    [
+        (Stages(), ["ae", "ebc", "bc", "c", "d"], 0),
+        (Stages(jobs=1), ["a", "b", "c", "d", "e"], 0),
+        (Stages(jobs=2), ["ae", "eb", "bc", "c", "d"], 0),
+        (Stages(failing="b"), ["ae", "ebc", "bc", "c"], 1),
+        (Stages(failing="ae"), ["ae", "e"], 1),
+        (Stages(unchanged="bc"), ["ae", "ed", "d"], 0),
+    ],
+)
+def test_a_stage_starts_as_soon_as_all_that_it_depends_on_is_done(
+    stages: Stages,
+    together: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launch.Launch(DIAMOND, list(DIAMOND), stages).run() == code
+    assert stages.together == together
+
+
+def tiny_project(folder: Path, stages: dict[str, Any]) -> Path:
+    """A git and DVC project with these stages."""
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for line in ("git init --quiet", f"{sys.executable} -m dvc init --quiet"):
+        subprocess.run(line.split(), cwd=folder, check=True)
+    return folder
+
+
+def test_a_stage_that_finished_while_dvc_could_not_record_it_is_recorded_and_not_run_again(
+    tmp_path: Path,
+) -> None:
+    holder = tmp_path / "holder.py"
+    holder.write_text(
+        "import os, time, zc.lockfile\n"
+        "lock = zc.lockfile.LockFile('.dvc/tmp/rwlock.lock')\n"
+        "if os.fork():\n    os._exit(0)\n"
+        "os.closerange(0, 3)\ntime.sleep(6)\n"  # DVC tries for three seconds
+    )
+    line = f"echo once >> ran && echo result > out && {sys.executable} {holder}"
+    folder = tiny_project(tmp_path / "project", {"work": {"cmd": line, "outs": ["out"]}})
+    with open(tmp_path / "log", "w+b") as log:
+        outcome = node.reproduce(folder, "work", ["out"], log)
+    text = (tmp_path / "log").read_text()
+    assert outcome == {"code": 0, "ran": True}, text
+    assert "Unable to acquire lock" in text
+    assert (folder / "ran").read_text() == "once\n"
+    assert list(pipeline.locked(folder)) == ["work"]
+
+
+def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path) -> None:
+    stages = {"work": {"cmd": "echo once >> ran && echo result > out", "outs": ["out"]}}
+    folder = tiny_project(tmp_path / "project", stages)
+    program = (
+        "import time, zc.lockfile\n"
+        "lock = zc.lockfile.LockFile('.dvc/tmp/rwlock.lock')\n"
+        "print('held', flush=True)\ntime.sleep(6)"
+    )
+    (folder / ".dvc/tmp").mkdir(exist_ok=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with open(tmp_path / "log", "w+b") as log:
+        outcome = node.reproduce(folder, "work", ["out"], log)
+    holder.communicate()
+    assert outcome == {"code": 0, "ran": True}
+    assert (folder / "ran").read_text() == "once\n"
+
+
+def test_a_failed_command_is_not_recorded_though_its_outputs_are_there(tmp_path: Path) -> None:
+    stages = {"work": {"cmd": "echo once >> ran && echo half > out && exit 3", "outs": ["out"]}}
+    folder = tiny_project(tmp_path / "project", stages)
+    with open(tmp_path / "log", "w+b") as log:
+        outcome = node.reproduce(folder, "work", ["out"], log)
+    assert outcome["code"] != 0
+    assert (folder / "ran").read_text() == "once\n"
+    assert pipeline.locked(folder) == {}

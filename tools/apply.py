@@ -1,0 +1,112 @@
+"""Brings several experiments of DVC's into this folder together.
+
+    python -m tools.apply EXPERIMENT ...
+
+`dvc exp apply` replaces everything by one experiment, so a second one would lose the first. Here
+what each changed against its own baseline is put in: values of params.yaml, the stages that it ran
+with their entries in dvc.lock, and their results. Nothing is trained again.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.shared import params
+from stages.shared.stage import StageError, outputs, run
+from tools import node, pipeline
+from tools.results import Revision, revisions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Apply experiments together.")
+    parser.add_argument("experiments", nargs="+", help="names that `dvc exp list` shows")
+    args = parser.parse_args()
+
+    values: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    for revision in revisions(args.experiments):
+        baseline = Revision(f"{revision.name}'s baseline", f"{revision.commit}^")
+        before, after = dict(leaves(read(baseline, "params.yaml"))), read(revision, "params.yaml")
+        add(values, {k: v for k, v in leaves(after) if before.get(k, ...) != v}, revision.name)
+        found = changed_entries(baseline, revision)
+        add(entries, found, revision.name)
+        steps, _ = pipeline.plan(list(found))
+        for name in found:
+            files |= small_files(revision, steps[name].small_outs)
+    put(values, entries, files)
+    stages = ", ".join(entries) or "no stage"
+    print(f"Applied {', '.join(args.experiments)}: {len(values)} values, {stages}. `dvc repro`.")
+
+
+def read(revision: Revision, name: str) -> dict[str, Any]:
+    """A YAML file in a revision."""
+    data = revision.read(Path(name))
+    return params.parse(data or b"{}", f"{revision.name}'s {name}") or {}
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted key; a list is one value."""
+    if not isinstance(tree, dict) or not tree:
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:
+    """The entries of dvc.lock that are not the baseline's."""
+    before, after = (read(each, pipeline.LOCK).get("stages", {}) for each in (baseline, revision))
+    return {name: entry for name, entry in after.items() if before.get(name) != entry}
+
+
+def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
+    """Adds what an experiment changed to what the ones before did.
+
+    Raises:
+        StageError: if two of them changed the same differently.
+    """
+    for key, value in found.items():
+        if known.get(key, value) != value:
+            raise StageError(
+                f"Experiments that are applied together must not change the same. Received: {key}, "
+                f"which '{name}' and one before it set differently. Leave one of them out."
+            )
+    known |= found
+
+
+def small_files(revision: Revision, paths: tuple[str, ...]) -> dict[str, bytes]:
+    """The files among a stage's outputs that git has, as the experiment has them."""
+    listed = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", str(revision.commit), "--", *paths],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {path: revision.read(Path(path)) or b"" for path in listed.stdout.splitlines()}
+
+
+def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Writes all of it here, checked before anything is touched.
+
+    Raises:
+        StageError: if params.yaml does not allow the values together, or DVC lacks an output.
+    """
+    with outputs(params.PATH) as (partial,):
+        partial.write_bytes(params.PATH.read_bytes())
+        node.change(partial, values)
+        params.load(partial)
+    for path, content in files.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content)
+    pipeline.record(entries)
+    command = [sys.executable, "-m", "dvc", "checkout", "--force", *entries]
+    if entries and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise StageError("DVC's cache must have the experiments' outputs. `dvc exp pull` them.")
+
+
+if __name__ == "__main__":
+    run(main)

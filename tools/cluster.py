@@ -1,0 +1,221 @@
+"""The Ray that tools/launch.py runs stages on: one of its own on this machine, or a cluster's."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from stages.shared.stage import StageError
+from tools import node
+
+ENDING_SECONDS = 10
+OBJECT_STORE_BYTES = 128 * 1024 * 1024  # stages talk through files: only outcomes pass through it
+NODE_LOSSES = 3  # how often a stage is begun anew elsewhere because its node died
+ON_DEVICE = ("train@", "evaluate@")
+
+# Before Ray is loaded. A Ray of our own listens on the loopback address only (the setting's name
+# tells of the systems where that is Ray's default), asks for a token, sends no statistics, and
+# ends with all its children.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+LOCAL_SETTINGS = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_process_group_cleanup_enabled": "true",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where clones get the code and the data.
+
+    Attributes:
+        url: of the git repository, with the `revision`.
+        remote: the DVC remote; None for the default one.
+        folder, cache: for the clones, and the DVC cache that they use; None on other machines.
+    """
+
+    url: str
+    revision: str
+    remote: str | None
+    folder: str | None = None
+    cache: str | None = None
+
+
+def here() -> Source:
+    """This folder's revision, for clones on this machine.
+
+    Raises:
+        StageError: if there are uncommitted changes.
+    """
+    from tools.pipeline import opened
+
+    revision = committed()
+    with opened() as repo:
+        folder = str(Path(repo.tmp_dir) / "launch")
+        return Source(str(Path.cwd()), revision, None, folder, repo.cache.local.path)
+
+
+def elsewhere(remote: str | None) -> Source:
+    """This folder's revision, for other machines.
+
+    Raises:
+        StageError: if it is not committed and pushed, or if there is no git or DVC remote.
+    """
+    from tools.pipeline import opened
+
+    revision = committed()
+    url = git("config", "--get", "remote.origin.url")
+    if not url:
+        raise StageError(
+            "Nodes clone the git remote 'origin'. Received: no such remote. `git remote add`."
+        )
+    if not git("branch", "--remotes", "--contains", revision):
+        raise StageError(f"HEAD must be pushed. Received: {revision[:12]}. `git push`.")
+    with opened() as repo:
+        if not (remote or repo.config["core"].get("remote")):
+            raise StageError(
+                "Nodes share data through a DVC remote. Received: no default one. "
+                "`dvc remote add --default NAME ADDRESS`, commit and push."
+            )
+    return Source(str(Path(url).resolve()) if Path(url).exists() else url, revision, remote)
+
+
+def committed() -> str:
+    """The commit that HEAD is.
+
+    Raises:
+        StageError: if anything but results differs from it.
+    """
+    rest = (".", ":!dvc.lock", ":!results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *rest)
+    if changed:
+        raise StageError(
+            "What runs elsewhere is what is committed, so nothing may be uncommitted. Received:\n"
+            f"{changed}\nCommit it, and push it for other machines."
+        )
+    return git("rev-parse", "HEAD")
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints; nothing if it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class Connection:
+    """Runs stages on Ray.
+
+    Args:
+        ray: the module, connected.
+        local: whether this Ray is our own.
+        jobs: stages at a time; None for one per GPU share or share of cores.
+        gpus_per_job, cpus_per_job: what a training or an evaluation takes.
+    """
+
+    def __init__(
+        self, ray: Any, local: bool, jobs: int | None, gpus_per_job: float, cpus_per_job: int
+    ) -> None:
+        self._ray = ray
+        resources = ray.cluster_resources()
+        gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
+        self._gpus = gpus_per_job if gpus else 0
+        if gpus and gpus < gpus_per_job:
+            raise StageError(
+                f"--gpus-per-job must be at most {gpus:g}. Received: {gpus_per_job:g}."
+            )
+        self._cpus: float = cpus_per_job
+        self.jobs = jobs
+        if local:  # where the jobs are counted here, not by Ray's cores
+            self._cpus = 0
+            share = gpus / gpus_per_job if gpus else cpus // cpus_per_job
+            self.jobs = jobs or max(1, int(share))
+
+    def run_here(self, job: dict[str, Any]) -> Any:
+        return self._start(node.run_here, job, str(Path.cwd()), job)
+
+    def run_on_node(self, job: dict[str, Any]) -> Any:
+        return self._start(node.run_on_node, job, job)
+
+    def run_trial(self, job: dict[str, Any]) -> Any:
+        return self._start(node.run_trial, job, job)
+
+    def _start(self, function: Any, job: dict[str, Any], *arguments: Any) -> Any:
+        gpus = self._gpus if job["stage"].startswith(ON_DEVICE) else 0
+        options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": NODE_LOSSES}
+        return self._ray.remote(**options)(function).options(name=job["stage"]).remote(*arguments)
+
+    def finished(self, references: list[Any], seconds: float) -> list[Any]:
+        """Waits for a stage to end, that long at most; returns those that have ended."""
+        done, _ = self._ray.wait(references, timeout=seconds)
+        return list(done)
+
+    def outcome(self, reference: Any) -> dict[str, Any]:
+        """What a worker returned; of one that Ray lost for good, what Ray says."""
+        try:
+            return dict(self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            text = str(error).strip()
+            return {"code": 1, "ran": True, "error": text, "log": text.encode()}
+
+    def cancel(self, references: list[Any]) -> None:
+        for reference in references:
+            self._ray.cancel(reference, force=True)
+
+
+@contextmanager
+def connected(
+    address: str | None, jobs: int | None, gpus_per_job: float, cpus_per_job: int
+) -> Iterator[Connection]:
+    """A connection to the cluster at that address, or to a Ray started here and ended with us.
+
+    Raises:
+        StageError: if Ray is not installed or cannot be reached.
+    """
+    os.environ.update(SETTINGS)
+    if address is None:
+        os.environ.update(LOCAL_SETTINGS)
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise StageError(
+            "tools.launch needs Ray, the extra `cluster`. Received: no Ray. `make setup`."
+        ) from None
+    ray.cloudpickle.register_pickle_by_value(node)  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise StageError(
+            f"--address must be that of a Ray cluster which this machine belongs to. Received: "
+            f"{address}: {error}"
+        ) from None
+    try:
+        yield Connection(ray, address is None, jobs, gpus_per_job, cpus_per_job)
+    finally:
+        children = psutil.Process().children(recursive=True)
+        ray.shutdown()
+        end(children)
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Ends what is left of them, gently first."""
+    for process in processes:
+        _signal(process, "terminate")
+    _, alive = psutil.wait_procs(processes, ENDING_SECONDS)
+    for process in alive:
+        _signal(process, "kill")
+    psutil.wait_procs(alive, ENDING_SECONDS)
+
+
+def _signal(process: psutil.Process, how: str) -> None:
+    try:
+        getattr(process, how)()
+    except psutil.Error:
+        return

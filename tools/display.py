@@ -1,0 +1,82 @@
+"""What tools/launch.py shows: a live table on a terminal, a line per event elsewhere."""
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from stages.shared.stage import duration
+
+TAIL_BYTES = 4096
+WORDS = {
+    "ran": "done",
+    "unchanged": "had not changed",
+    "failed": "FAILED",
+    "skipped": "skipped: it depends on a failed one",
+}
+
+
+class Display:
+    """The running stages, each with its time and its last line of output.
+
+    Args:
+        count: how many stages may have to run.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.finished = count, 0
+        self.begin: dict[str, float] = {}
+        self.console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+        self.live = Live(console=self.console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def started(self, name: str) -> None:
+        self.begin[name] = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(f"{name}: started", markup=False)
+
+    def ended(self, name: str, state: str, detail: Any = "") -> None:
+        """Says how a stage ended, with an error or where its log lies."""
+        self.finished += 1
+        begin = self.begin.pop(name, None)
+        took = f" in {duration(time.monotonic() - begin)}" if begin and state == "ran" else ""
+        text = f"[{self.finished}/{self.count}] {name}: {WORDS[state]}{took}"
+        self.console.print(f"{text}: {detail}" if detail else text, markup=False)
+
+    def update(self, logs: dict[str, Path]) -> None:
+        """Shows the running stages, each with the last line of its log."""
+        if not self.console.is_terminal:
+            return
+        table = Table.grid(padding=(0, 2))
+        for name, log in logs.items():
+            table.add_row(name, duration(time.monotonic() - self.begin[name]), last_line(log))
+        self.live.update(table)
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line), "")

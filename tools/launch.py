@@ -1,0 +1,270 @@
+"""Brings the pipeline up to date, stages that do not depend on each other side by side.
+
+    python -m tools.launch [TARGET ...] [--jobs N] [--gpus-per-job F] [--pull]
+    python -m tools.launch [TARGET ...] --address ADDRESS          # on the nodes of a Ray cluster
+    python -m tools.launch [train@VARIANT] --sweep KEY=VALUES ... [--seeds N] [--trials N]
+
+Each stage is run by DVC itself (`dvc repro --single-item`), so dvc.lock, the run cache and all
+outputs are those of a serial `dvc repro`. A stage that fails keeps back only what depends on it.
+Each stage's output is in logs/launch/. docs/cluster.md tells of several machines.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from stages.shared import params
+from stages.shared.stage import StageError, duration, outputs, run
+from tools import cluster, node, pipeline
+from tools.display import WORDS, Display
+from tools.pipeline import Step
+
+LOGS = Path("logs/launch")
+POLL_SECONDS = 0.5
+
+
+def main() -> None:
+    args = parse_arguments()
+    params.load()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
+    if args.sweep:
+        sys.exit(sweep(args))
+    if args.pull:
+        command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", *args.targets]
+        if subprocess.run(command).returncode:
+            raise StageError("`dvc pull` must succeed. See what it says above.")
+    steps, outdated = pipeline.plan(args.targets)
+    if not outdated:
+        print(f"Up to date: {len(steps)} stages.")
+        return
+    known = list(pipeline.locked())
+    source = cluster.elsewhere(args.remote) if args.address else None
+    try:
+        with cluster.connected(
+            args.address, args.jobs, args.gpus_per_job, args.cpus_per_job
+        ) as connection:
+            where = Nodes(connection, source) if source else Here(connection)
+            code = Launch(steps, outdated, where).run()
+    finally:
+        pipeline.put_in_order(known, list(steps))
+    sys.exit(code)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Bring the pipeline up to date in parallel.")
+    parser.add_argument("targets", nargs="*", help="as for `dvc repro`; everything if none")
+    parser.add_argument(
+        "--jobs",
+        type=jobs,
+        default="auto",
+        help="stages at a time; auto: one per GPU share, or per --cpus-per-job cores without a GPU",
+    )
+    parser.add_argument(
+        "--gpus-per-job", type=share, default=1.0, metavar="F", help="1, 2, ... or a part of one"
+    )
+    parser.add_argument("--cpus-per-job", type=int, default=2, metavar="N", help="cores, default 2")
+    parser.add_argument("--pull", action="store_true", help="fetch what the DVC remote has, first")
+    parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto; here if not given")
+    parser.add_argument("--remote", help="the DVC remote that the nodes share; the default one")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        metavar="KEY=VALUES",
+        help="try values of a key of params.yaml: 1,2,3 or 0.01..1 or 0.01..1:log; may be repeated",
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="a sweep's trials train N seeds each"
+    )
+    parser.add_argument("--trials", type=int, metavar="N", help="how many; all combinations if not")
+    return parser.parse_args()
+
+
+def jobs(text: str) -> int | None:
+    """A number of jobs, or None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be auto or a number from 1. Received: {text}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A share of GPUs as Ray takes it: below 1, or whole."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1 and not (value >= 1 and value.is_integer()):
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, or whole. Received: {text}")
+    return value
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Runs the trials of a sweep and prints what came of them; returns the exit status."""
+    from tools.sweep import Sweep, parse, report
+
+    source = cluster.elsewhere(args.remote) if args.address else cluster.here()
+    steps, _ = pipeline.plan(args.targets)
+    trials = Sweep(dict(map(parse, args.sweep)), steps, args.targets, args.seeds, args.trials)
+    with cluster.connected(
+        args.address, args.jobs, args.gpus_per_job, args.cpus_per_job
+    ) as connection:
+        return report(trials.run(connection, source))
+
+
+class Here:
+    """Stages run in this folder."""
+
+    def __init__(self, connection: cluster.Connection) -> None:
+        self.connection = connection
+
+    def start(self, step: Step, log: Path) -> Any:
+        outs = [*step.outs, *step.small_outs]
+        return self.connection.run_here({"stage": step.name, "outs": outs, "log": str(log)})
+
+    def is_outdated(self, step: Step) -> bool:
+        """DVC looks by itself when it is started."""
+        return True
+
+    def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
+        """All is in its place already."""
+
+
+class Nodes:
+    """Stages run in clones on a cluster's nodes; results are brought here through git and DVC."""
+
+    def __init__(self, connection: cluster.Connection, source: cluster.Source) -> None:
+        self.connection, self.source = connection, source
+
+    def start(self, step: Step, log: Path) -> Any:
+        entries = pipeline.locked()
+        job = {
+            "stage": step.name,
+            "outs": [*step.outs, *step.small_outs],
+            "small_outs": list(step.small_outs),
+            "inputs": list(step.inputs),
+            "files": node.contents(Path(), step.small_inputs),
+            "entries": {name: entries[name] for name in step.upstream if name in entries},
+            "url": self.source.url,
+            "revision": self.source.revision,
+            "remote": self.source.remote,
+        }
+        return self.connection.run_on_node(job)
+
+    def is_outdated(self, step: Step) -> bool:
+        """Its inputs are here: DVC can tell whether they have changed at all."""
+        return pipeline.is_outdated(step.name)
+
+    def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
+        """Puts a node's results where `dvc repro` looks for them."""
+        log.write_bytes(outcome["log"])
+        if outcome["code"]:
+            return
+        paths = [Path(path) for path in step.small_outs]
+        with outputs(*paths) as partials:
+            for out, partial in zip(paths, partials, strict=True):
+                for path, content in outcome["files"].items():
+                    if Path(path).is_relative_to(out):
+                        file = partial / Path(path).relative_to(out)
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(content)
+        pipeline.record({step.name: outcome["entry"]})
+        remote = ["--remote", self.source.remote] if self.source.remote else []
+        with open(log, "ab") as appended:
+            outcome["code"] = node.dvc(Path(), appended, "pull", *remote, step.name)
+
+
+class Launch:
+    """Starts each stage as soon as all that it depends on is done.
+
+    Args:
+        steps: all stages, in DVC's order.
+        outdated: names of those that may have to run.
+        where: runs a stage, here or elsewhere.
+    """
+
+    def __init__(self, steps: dict[str, Step], outdated: list[str], where: Here | Nodes) -> None:
+        self.steps, self.where, self.jobs = steps, where, where.connection.jobs
+        self.waiting = list(outdated)
+        self.running: dict[Any, str] = {}
+        self.state: dict[str, str] = {}  # ran, unchanged, failed or skipped
+        self.begin = time.monotonic()
+        self.display = Display(len(outdated))
+
+    def run(self) -> int:
+        """Until nothing is left that can be run; returns the exit status."""
+        try:
+            with self.display:
+                while True:
+                    self.start_ready()
+                    if not self.running:
+                        return self.summary()
+                    for each in self.where.connection.finished(list(self.running), POLL_SECONDS):
+                        self.conclude(each)
+                    self.display.update({name: self.log(name) for name in self.running.values()})
+        except KeyboardInterrupt:
+            names = ", ".join(self.running.values()) or "nothing"
+            print(f"Interrupted; ending {names}. A training resumes later.", file=sys.stderr)
+            self.where.connection.cancel(list(self.running))
+            return 128 + signal.SIGINT
+
+    def start_ready(self) -> None:
+        """Starts what can be, and gives up what depends on a failure."""
+        for name in list(self.waiting):
+            upstream = self.steps[name].upstream
+            if any(self.state.get(each) in ("failed", "skipped") for each in upstream):
+                self.end(name, "skipped")
+            elif self.jobs is not None and len(self.running) >= self.jobs:
+                continue
+            elif not any(
+                each in self.waiting or each in self.running.values() for each in upstream
+            ):
+                self.start(name)
+
+    def start(self, name: str) -> None:
+        step = self.steps[name]
+        if not self.where.is_outdated(step):
+            self.end(name, "unchanged")
+            return
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.log(name).unlink(missing_ok=True)
+        self.waiting.remove(name)
+        self.running[self.where.start(step, self.log(name))] = name
+        self.display.started(name)
+
+    def conclude(self, reference: Any) -> None:
+        """Takes a stage's outcome."""
+        name = self.running.pop(reference)
+        outcome = self.where.connection.outcome(reference)
+        self.where.collect(self.steps[name], outcome, self.log(name))
+        state = "failed" if outcome["code"] else "ran" if outcome["ran"] else "unchanged"
+        self.end(name, state, outcome.get("error", ""))
+
+    def end(self, name: str, state: str, error: str = "") -> None:
+        if name in self.waiting:
+            self.waiting.remove(name)
+        self.state[name] = state
+        self.display.ended(name, state, error or (self.log(name) if state == "failed" else ""))
+
+    def log(self, name: str) -> Path:
+        return LOGS / f"{name}.log"
+
+    def summary(self) -> int:
+        """Prints what came of it; returns the exit status."""
+        names: dict[str, list[str]] = {state: [] for state in WORDS}
+        for name, state in self.state.items():
+            names[state].append(name)
+        counts = [f"{len(found)} {state}" for state, found in names.items() if found]
+        took = duration(time.monotonic() - self.begin)
+        print(f"launch: {len(self.state)} stages in {took}: {', '.join(counts)}.")
+        for name in names["failed"]:
+            print(f"  {name} failed: {self.log(name)}", file=sys.stderr)
+        return 1 if names["failed"] else 0
+
+
+if __name__ == "__main__":
+    run(main)

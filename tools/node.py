@@ -1,0 +1,255 @@
+"""What a Ray worker does for tools/launch.py: one stage, by DVC itself.
+
+The caller sends this module to the workers by value: it imports nothing of the project, and a node
+needs no checkout but the one that it makes here. A node of a cluster keeps its clones, one per
+revision, in LAUNCH_FOLDER (`~/.cache/cifar-pipeline` if that is not set), with one DVC cache.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+ATTEMPTS = 5
+BUSY = (b"Unable to acquire lock", b"is being blocked by")
+FAILED = b"failed to run:"  # DVC, of a command that did not exit with 0
+
+
+def run_here(folder: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs one stage in the caller's own folder.
+
+    Args:
+        folder: the project's root.
+        job: the `stage`, its `outs` (paths) and its `log` (a path).
+
+    Returns:
+        `code`: 0 if all went well; `ran`: whether its command was started.
+    """
+    log = Path(folder, job["log"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w+b") as file:
+        return reproduce(Path(folder), job["stage"], job["outs"], file)
+
+
+def run_on_node(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs one stage in this node's clone of the revision, and pushes what it wrote.
+
+    Args:
+        job: besides `stage` and `outs` the `url` of the git repository, the `revision`, the DVC
+            `remote` (None for the default one), the `entries` of dvc.lock that the stage builds on,
+            its `inputs` (paths to pull), `files` (contents by path) and `small_outs` (paths).
+
+    Returns:
+        As `run_here`; besides the `log`'s bytes, the stage's `entry` in dvc.lock, the contents of
+        the small outputs as `files`, and the `node`'s name.
+    """
+    outcome: dict[str, Any] = {"code": 1, "ran": False, "node": os.uname().nodename}
+    find_python()
+    remote = ["--remote", job["remote"]] if job["remote"] else []
+    base = node_folder(job["url"])
+    log = base / "logs" / f"{job['stage']}.{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w+b") as file:
+        folder = checkout(base, job["url"], job["revision"], file)
+        if folder is not None:
+            hand_over(folder, job)
+            if job["inputs"]:
+                outcome["code"] = dvc(folder, file, "pull", *remote, *job["inputs"])
+            if not job["inputs"] or outcome["code"] == 0:
+                outcome |= reproduce(folder, job["stage"], job["outs"], file)
+            if outcome["code"] == 0:
+                outcome["code"] = dvc(folder, file, "push", *remote, job["stage"])
+            outcome |= results(folder, job)
+    return outcome | {"log": log.read_bytes()}
+
+
+def run_trial(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs one training with other parameters, in a clone of its own, as an experiment of DVC's.
+
+    Args:
+        job: the experiment's `name`, the `changes` to params.yaml (values by dotted key), `stage`,
+            `inputs`, `small_outs`, `url`, `revision` and `remote` as of `run_on_node`, and where
+            clones are made (`folder`) with which DVC `cache`; None on another machine.
+
+    Returns:
+        `code`, `log` and `files` as `run_on_node`.
+    """
+    find_python()
+    remote = ["--remote", job["remote"]] if job["remote"] else []
+    base = Path(job["folder"]) if job["folder"] else node_folder(job["url"])
+    folder, log = base / "trials" / job["name"], base / "logs" / f"{job['name']}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if job["cache"]:
+        fetch, share = ["checkout", "--allow-missing"], ["--no-cache"]
+    else:
+        fetch, share = ["pull", *remote], remote
+    with open(log, "w+b") as file:
+        shutil.rmtree(folder, ignore_errors=True)
+        code = int(not clone(folder, job["url"], job["revision"], job["cache"], file))
+        if code == 0:
+            change(folder / "params.yaml", job["changes"])
+        for command in (
+            [*fetch, *job["inputs"]],
+            ["repro", job["stage"]],
+            ["exp", "save", "--force", "--name", job["name"]],
+            ["exp", "push", "--force", *share, "origin", job["name"]],
+        ):
+            code = code or dvc(folder, file, *command)
+    found = {"code": code, "log": log.read_bytes(), "files": contents(folder, job["small_outs"])}
+    if code == 0:
+        shutil.rmtree(folder)
+    return found
+
+
+def reproduce(folder: Path, stage: str, outs: list[str], log: IO[bytes]) -> dict[str, Any]:
+    """Has DVC bring one stage up to date, whatever else DVC is doing here meanwhile.
+
+    DVC waits for the project's lock, but for half a dozen tries only for the one that guards its
+    list of readers and writers. If that fails before the command, the stage is started once more;
+    if it fails when the command has done its work, that is recorded as it is.
+    """
+    for _ in range(ATTEMPTS):
+        begin, since = log.tell(), time.time_ns()
+        code = dvc(folder, log, "repro", "--single-item", stage)
+        log.seek(begin)
+        text = log.read()
+        ran = b"> python" in text or b"Running stage" in text
+        if code == 0 or FAILED in text:
+            break
+        if ran and all(written_since(folder / out, since) for out in outs):
+            code = record(folder, stage, log)
+            break
+        if not any(words in text for words in BUSY):
+            break
+    return {"code": code, "ran": ran}
+
+
+def record(folder: Path, stage: str, log: IO[bytes]) -> int:
+    """Puts a finished stage into DVC's cache and dvc.lock."""
+    for _ in range(ATTEMPTS):
+        code = dvc(folder, log, "commit", "--force", stage)
+        if code == 0:
+            break
+    return code
+
+
+def written_since(path: Path, nanoseconds: int) -> bool:
+    """Whether a file or folder is there, and was written after that time."""
+    return path.exists() and path.stat().st_mtime_ns >= nanoseconds
+
+
+def dvc(folder: Path, log: IO[bytes], *arguments: str) -> int:
+    """Runs a DVC command in a folder; returns its exit status."""
+    environment = os.environ | {"VERBOSE": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYTHONPATH", None)  # Ray's own
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+    log.seek(0, os.SEEK_END)
+    return done.returncode
+
+
+def find_python() -> None:
+    """Puts this Python's folder into PATH, if Ray was started without its environment activated."""
+    folder, paths = str(Path(sys.executable).parent), os.environ["PATH"].split(os.pathsep)
+    if folder not in paths:
+        os.environ["PATH"] = os.pathsep.join([folder, *paths])
+
+
+def node_folder(url: str) -> Path:
+    """Where this node keeps its clones of a repository."""
+    base = Path(os.environ.get("LAUNCH_FOLDER", "~/.cache/cifar-pipeline")).expanduser()
+    return base / hashlib.sha256(url.encode()).hexdigest()[:12]
+
+
+def checkout(base: Path, url: str, revision: str, log: IO[bytes]) -> Path | None:
+    """This node's clone of exactly this revision, made if it is not there; None if git refuses."""
+    import filelock
+
+    folder = base / revision[:12]
+    with filelock.FileLock(base / "lock"):
+        if folder.exists():
+            return folder
+        return folder if clone(folder, url, revision, str(base / "cache"), log) else None
+
+
+def clone(folder: Path, url: str, revision: str, cache: str | None, log: IO[bytes]) -> bool:
+    """Clones a revision, whole or not at all, with a DVC cache that others use too."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    cache = cache or str(folder.parents[1] / "cache")
+    for command in (
+        ["git", "clone", "--quiet", "--no-checkout", url, str(partial)],
+        ["git", "-C", str(partial), "checkout", "--quiet", "--detach", revision],
+        [
+            sys.executable,
+            "-m",
+            "dvc",
+            "--cd",
+            str(partial),
+            "config",
+            "--local",
+            "cache.dir",
+            cache,
+        ],
+    ):
+        log.write(f"> {' '.join(command)}\n".encode())
+        log.flush()
+        if subprocess.run(command, stdout=log, stderr=log).returncode:
+            return False
+    os.replace(partial, folder)
+    return True
+
+
+def change(path: Path, values: dict[str, Any]) -> None:
+    """Changes values of params.yaml, given by their dotted keys, where they are."""
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(path)) as tree:
+        for key, value in values.items():
+            *sections, last = key.split(".")
+            found = tree
+            for section in sections:
+                found = found[section]
+            found[last] = value
+
+
+def hand_over(folder: Path, job: dict[str, Any]) -> None:
+    """Puts the caller's lock entries and small files into a clone: they may be newer than git's."""
+    from dvc.repo import Repo
+    from dvc.utils.serialize import modify_yaml
+
+    with Repo(folder, _wait_for_lock=True) as repo, repo.lock:
+        for path, content in job["files"].items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file() or file.read_bytes() != content:
+                file.write_bytes(content)
+        with modify_yaml(str(folder / "dvc.lock")) as lock:
+            lock.setdefault("schema", "2.0")
+            lock.setdefault("stages", {}).update(job["entries"])
+
+
+def results(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """What the caller is to have: the stage's lock entry, and its small outputs' contents."""
+    from dvc.utils.serialize import load_yaml
+
+    lock = folder / "dvc.lock"
+    stages = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
+    return {"files": contents(folder, job["small_outs"]), "entry": stages.get(job["stage"])}
+
+
+def contents(folder: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    """The bytes of these files, and of all files in these folders, by path; none if missing."""
+    found: dict[str, bytes] = {}
+    for path in (folder / each for each in paths):
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                found[str(file.relative_to(folder))] = file.read_bytes()
+    return found

@@ -1,0 +1,136 @@
+"""What of the pipeline is stale, in which order DVC runs it, and what dvc.lock says of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.shared.stage import StageError, outputs
+
+LOCK = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline.
+
+    Attributes:
+        name: as DVC calls it, such as `train@cifar10-lenet`.
+        upstream: the stages that it depends on directly.
+        outs, small_outs: paths that it writes; DVC keeps the former, git the latter.
+        inputs, small_inputs: the same of what it reads of other stages' outputs.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    outs: tuple[str, ...]
+    small_outs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    small_inputs: tuple[str, ...]
+
+
+def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
+    """What `dvc repro TARGETS` looks at, and what of it is out of date.
+
+    Returns:
+        The stages by name, in DVC's order, and the names of those that may have to run, in the same
+        order: what `dvc status` calls changed, and everything downstream.
+
+    Raises:
+        StageError: if there is no such target, dvc.yaml is not valid, or another DVC is at work.
+    """
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    with opened() as repo:
+        wanted = collect_stages(repo, targets) if targets else list(repo.index.stages)
+        graph = get_active_graph(repo.index.graph)
+        order = plan_repro(graph, wanted)
+        with repo.lock:
+            outdated = {stage for stage in order if stage.status()}
+        for stage in order:
+            if outdated.intersection(graph.successors(stage)):
+                outdated.add(stage)
+        steps = {stage.addressing: _step(stage, list(graph.successors(stage))) for stage in order}
+        return steps, [stage.addressing for stage in order if stage in outdated]
+
+
+def _step(stage: Any, upstream: list[Any]) -> Step:
+    read = [Path(dep.fs_path) for dep in stage.deps]
+    inputs = [
+        out
+        for each in upstream
+        for out in each.outs
+        if any(_overlap(Path(out.fs_path), path) for path in read)
+    ]
+    return Step(
+        stage.addressing,
+        tuple(each.addressing for each in upstream),
+        *_paths(stage.outs),
+        *_paths(inputs),
+    )
+
+
+def _paths(outs: list[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that DVC keeps and those that git does, relative to the project's root."""
+    kept = tuple(os.path.relpath(out.fs_path) for out in outs if out.use_cache)
+    return kept, tuple(os.path.relpath(out.fs_path) for out in outs if not out.use_cache)
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    return a.is_relative_to(b) or b.is_relative_to(a)
+
+
+def is_outdated(name: str) -> bool:
+    """Whether `dvc status` calls one stage changed."""
+    with opened() as repo, repo.lock:
+        return any(stage.status() for stage in repo.stage.collect(name))
+
+
+def locked(folder: Path = Path()) -> dict[str, Any]:
+    """The entries of dvc.lock, in its order."""
+    from dvc.utils.serialize import load_yaml
+
+    path = folder / LOCK
+    return dict((load_yaml(str(path)) or {}).get("stages", {})) if path.exists() else {}
+
+
+def record(entries: dict[str, Any]) -> None:
+    """Puts stages' entries into dvc.lock, each in the place of the one of that name."""
+    with opened() as repo, repo.lock:
+        before = locked()
+        _write(before, before | entries)
+
+
+def put_in_order(known: list[str], order: list[str]) -> None:
+    """Orders dvc.lock as a serial `dvc repro` would have: entries known before, then new ones."""
+    with opened() as repo, repo.lock:
+        before = locked()
+        names = dict.fromkeys(name for name in [*known, *order, *before] if name in before)
+        _write(before, {name: before[name] for name in names})
+
+
+def _write(before: dict[str, Any], after: dict[str, Any]) -> None:
+    from dvc.utils.serialize import dump_yaml
+
+    if list(before.items()) != list(after.items()):
+        with outputs(Path(LOCK)) as (partial,):
+            dump_yaml(str(partial), {"schema": "2.0", "stages": after})
+
+
+@contextmanager
+def opened() -> Iterator[Any]:
+    """The DVC project here; its errors become a user's.
+
+    Raises:
+        StageError: if DVC raises one of its own.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(_wait_for_lock=True) as repo:
+            yield repo
+    except DvcException as error:
+        raise StageError(f"{error}") from None

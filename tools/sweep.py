@@ -1,0 +1,302 @@
+"""Tries values of hyperparameters, each as an experiment of DVC's: `tools.launch --sweep`.
+
+Every trial is a clone of HEAD with other values in params.yaml, in which DVC brings the training
+up to date; nothing of this folder changes but git's list of experiments. Which values come next is
+Optuna's to say. It compares accuracies on validation images: the test images are not read.
+"""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from stages.shared import params
+from stages.shared.stage import StageError
+from tools import cluster, node
+from tools.display import Display
+from tools.pipeline import Step
+
+if TYPE_CHECKING:
+    import optuna
+
+LOGS = Path("logs/sweeps")
+POLL_SECONDS = 0.5
+STARTUP_TRIALS = 8  # at random, before Optuna has something to learn from
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high; whole ones if both are; in equal ratios if `log`."""
+
+    low: float
+    high: float
+    log: bool
+
+
+def parse(text: str) -> tuple[str, list[Any] | Range]:
+    """`KEY=1,2,3`, `KEY=0.01..1` or `KEY=0.01..1:log`: a key of params.yaml and its values.
+
+    Raises:
+        StageError: if it is none of these.
+    """
+    key, equals, values = text.partition("=")
+    low, dots, rest = values.partition("..")
+    high, _, scale = rest.partition(":")
+    try:
+        if not (key and equals and values) or scale not in ("", "log"):
+            raise ValueError(text)
+        if not dots:
+            return key, [yaml.safe_load(value) for value in _split(values)]
+        found = Range(yaml.safe_load(low), yaml.safe_load(high), scale == "log")
+        if not found.low < found.high or (found.log and found.low <= 0):
+            raise ValueError(text)
+        return key, found
+    except (yaml.YAMLError, ValueError, TypeError):
+        raise StageError(
+            "--sweep must be KEY=VALUE,VALUE,... or KEY=LOW..HIGH or KEY=LOW..HIGH:log, with a key "
+            f"of params.yaml. Received: {text}."
+        ) from None
+
+
+def _split(text: str) -> list[str]:
+    """At commas that are not within brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+class Sweep:
+    """A set of trials of one variant.
+
+    Args:
+        space: the values or the range of each key.
+        steps: the pipeline's stages, by name.
+        targets: `train@VARIANT`, or nothing if only one variant has these parameters.
+        seeds: each trial trains seeds 0 to seeds - 1; None for those of params.yaml.
+        trials: how many; None for every combination.
+
+    Raises:
+        StageError: if there is no such key, no validation split, or a value is not allowed.
+    """
+
+    def __init__(
+        self,
+        space: dict[str, list[Any] | Range],
+        steps: dict[str, Step],
+        targets: list[str],
+        seeds: int | None,
+        trials: int | None,
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.tree = params.load().model_dump()
+        for key in space:
+            check_key(self.tree, key)
+        self.variant = the_variant(self.tree, list(space), targets)
+        recipe = self.tree["recipes"][self.tree["variants"][self.variant]["recipe"]]
+        if not recipe["validation"]["fraction"]:
+            raise StageError(
+                "A sweep compares accuracies on validation images, so validation.fraction of the "
+                f"recipe must be above 0. Received: 0, of {self.variant}'s recipe."
+            )
+        self.step = steps[f"train@{self.variant}"]
+        self.space, self.seeds = space, seeds
+        grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
+        if trials is None and len(grid) < len(space):
+            raise StageError("A range has no end of values: --trials N must say how many to try.")
+        self.count = trials or int(np.prod([len(each) for each in grid.values()]))
+        sampler: optuna.samplers.BaseSampler = (
+            optuna.samplers.GridSampler(grid, seed=0)
+            if len(grid) == len(space)
+            else optuna.samplers.TPESampler(
+                seed=0, n_startup_trials=STARTUP_TRIALS, constant_liar=True
+            )
+        )
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.check_all()
+
+    def check_all(self) -> None:
+        """Values that are given one by one are all allowed; raises StageError if not."""
+        for key, values in self.space.items():
+            for value in values if isinstance(values, list) else [values.low, values.high]:
+                self.check({key: value} | self.fixed())
+
+    def fixed(self) -> dict[str, Any]:
+        """What all trials have in common."""
+        seeds = list(range(self.seeds or 0))
+        return {f"variants.{self.variant}.seeds": seeds} if seeds else {}
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Whether params.yaml allows these values."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "params.yaml"
+            path.write_bytes(params.PATH.read_bytes())
+            node.change(path, values)
+            params.load(path)
+
+    def ask(self) -> tuple["optuna.Trial", dict[str, Any]]:
+        """The next trial, and its values."""
+        trial = self.study.ask()
+        return trial, {key: _suggest(trial, key, each) for key, each in self.space.items()}
+
+    def name(self, values: dict[str, Any]) -> str:
+        """An experiment's name, such as `cifar10-lenet_learning_rate-0.05`."""
+        parts = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
+        return "_".join([self.variant, *parts])
+
+    def run(self, connection: cluster.Connection, source: cluster.Source) -> list[dict[str, Any]]:
+        """Runs all trials; returns each one's `name`, `values`, `accuracies` and `error`."""
+        done: list[dict[str, Any]] = []
+        running: dict[Any, tuple[optuna.Trial, dict[str, Any]]] = {}
+        left = self.count
+        with Display(self.count) as display:
+            while left or running:
+                while left and len(running) < (connection.jobs or left):
+                    trial, values = self.ask()
+                    left -= 1
+                    name = self.name(values)
+                    reference = connection.run_trial(self.job(name, values, source))
+                    running[reference] = trial, {"name": name, "values": values}
+                    display.started(name)
+                for reference in connection.finished(list(running), POLL_SECONDS):
+                    trial, found = running.pop(reference)
+                    found |= self.conclude(trial, connection.outcome(reference), found["name"])
+                    if not (found["error"] or source.cache):
+                        found["error"] = pull(found["name"], source.remote)
+                    detail = found["error"] or f"{np.mean(found['accuracies']):.2%}"
+                    display.ended(found["name"], "failed" if found["error"] else "ran", detail)
+                    done.append(found)
+        return done
+
+    def job(self, name: str, values: dict[str, Any], source: cluster.Source) -> dict[str, Any]:
+        """What a worker has to know of one trial."""
+        return {
+            "name": name,
+            "stage": self.step.name,
+            "changes": values | self.fixed(),
+            "inputs": list(self.step.inputs),
+            "small_outs": list(self.step.small_outs),
+            "url": source.url,
+            "revision": source.revision,
+            "remote": source.remote,
+            "folder": source.folder,
+            "cache": source.cache,
+        }
+
+    def conclude(self, trial: "optuna.Trial", outcome: dict[str, Any], name: str) -> dict[str, Any]:
+        """Tells Optuna; returns the `accuracies`, one per seed, or the `error`."""
+        import optuna
+
+        LOGS.mkdir(parents=True, exist_ok=True)
+        log = LOGS / f"{name}.log"
+        log.write_bytes(outcome["log"])
+        if outcome["code"]:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return {"accuracies": [], "error": outcome.get("error") or str(log)}
+        accuracies = validation_accuracies(outcome["files"], self.step.small_outs)
+        self.study.tell(trial, float(np.mean(accuracies)))
+        return {"accuracies": accuracies, "error": ""}
+
+
+def check_key(tree: dict[str, Any], key: str) -> None:
+    """Whether params.yaml has that key.
+
+    Raises:
+        StageError: if not; it names the keys that are there.
+    """
+    found: Any = tree
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            known = ", ".join(map(str, found)) if isinstance(found, dict) else "nothing"
+            raise StageError(f"params.yaml has no '{key}'. Allowed for '{part}': {known}.")
+        found = found[part]
+
+
+def the_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> str:
+    """The one variant that the keys concern.
+
+    Raises:
+        StageError: if there is none, or more than one.
+    """
+    variants = tree["variants"]
+    named = [target.removeprefix("train@") for target in targets]
+    found = [
+        name
+        for name, variant in variants.items()
+        if all(
+            key.startswith((f"variants.{name}.", f"recipes.{variant['recipe']}.")) for key in keys
+        )
+        and (not named or name in named)
+    ]
+    if len(found) != 1 or len(named) > 1:
+        raise StageError(
+            "A sweep is of one variant: one target, train@VARIANT, whose parameters the keys are. "
+            f"Received: {', '.join(targets) or 'no target'}, for {', '.join(keys)}; with such "
+            f"parameters: {', '.join(found) or 'none'}."
+        )
+    return found[0]
+
+
+def _suggest(trial: "optuna.Trial", key: str, values: list[Any] | Range) -> Any:
+    if isinstance(values, list):  # by position: Optuna takes no lists as values
+        return values[trial.suggest_categorical(key, list(range(len(values))))]
+    if isinstance(values.low, int) and isinstance(values.high, int):
+        return trial.suggest_int(key, values.low, values.high, log=values.log)
+    return float(f"{trial.suggest_float(key, values.low, values.high, log=values.log):.3g}")
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a name that git allows."""
+    text = json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+    return "".join(letter if letter.isalnum() or letter in ".-+" else "-" for letter in text)
+
+
+def validation_accuracies(files: dict[str, bytes], paths: tuple[str, ...]) -> list[float]:
+    """Of each seed's kept epoch, from a training's curves and run record."""
+    curves, record = (
+        next(files[path] for path in paths if path.endswith(suffix)) for suffix in (".csv", ".json")
+    )
+    kept = {each["seed"]: each["kept_epoch"] for each in json.loads(record)["trainings"]}
+    return [
+        float(row["val_accuracy"])
+        for row in csv.DictReader(io.StringIO(curves.decode()))
+        if kept[int(row["seed"])] == int(row["epoch"])
+    ]
+
+
+def pull(name: str, remote: str | None) -> str:
+    """Brings an experiment that a node has pushed here; returns what is wrong, if anything is."""
+    arguments = ["--remote", remote] if remote else []
+    command = [sys.executable, "-m", "dvc", "exp", "pull", "--force", *arguments, "origin", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return f"`dvc exp pull origin {name}`: {done.stderr.strip()}" if done.returncode else ""
+
+
+def report(done: list[dict[str, Any]]) -> int:
+    """Prints the trials, the best first; returns the exit status."""
+    right = [each for each in done if not each["error"]]
+    print("\nvalidation accuracy")
+    for each in sorted(right, key=lambda each: -float(np.mean(each["accuracies"]))):
+        accuracies = np.array(each["accuracies"])
+        spread = f" \N{PLUS-MINUS SIGN} {accuracies.std(ddof=1):.2%}" if len(accuracies) > 1 else ""
+        values = ", ".join(f"{key}={value}" for key, value in each["values"].items())
+        print(f"  {accuracies.mean():.2%}{spread}  {values}  {each['name']}")
+    failed = [each for each in done if each["error"]]
+    for each in failed:
+        print(f"  {each['name']} failed: {each['error']}", file=sys.stderr)
+    print("`dvc exp show` lists them, `python -m tools.apply NAME ...` brings them here.")
+    return 1 if failed else 0
