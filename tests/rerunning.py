@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from dvc.utils.serialize import YAMLFileCorruptedError
 from test_structure import closure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +97,7 @@ class Project:
             names.setdefault(variant["dataset"], []).append(name)
         return names
 
-    def repro(self) -> set[str]:
+    def repro(self, *targets: str) -> set[str]:
         """Runs `dvc repro`, and returns the stages whose commands ran."""
         digests = {name: repr(stage.computes) for name, stage in self.stages().items()}
         known = {"digests": digests, "lineup": self.lineup(), "log": str(self.log)}
@@ -105,7 +106,7 @@ class Project:
         os.environ["STANDIN"] = str(self.standin)
         os.chdir(self.folder)  # DVC looks for dvc.yaml there
         with Repo() as repo:
-            repo.reproduce()
+            repo.reproduce(list(targets) or None)
         ran = self.log.read_text().split()
         assert len(ran) == len(set(ran))
         return set(ran)
@@ -150,8 +151,11 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
     def as_json(text: str) -> str:
         return json.dumps(yaml.load(text, yaml.CSafeLoader) or {})
 
-    def parse(text: str, path: str | None = None, typ: str = "safe") -> Any:
-        return json.loads(as_json(text))
+    def parse(text: str, path: str = "", typ: str = "safe") -> Any:
+        try:
+            return json.loads(as_json(text))
+        except yaml.YAMLError:
+            raise YAMLFileCorruptedError(path) from None
 
     def dump(data: Any, stream: Any) -> None:
         yaml.dump(json.loads(json.dumps(data)), stream, yaml.CSafeDumper, sort_keys=False)
