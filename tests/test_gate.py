@@ -386,6 +386,17 @@ def test_outputs_must_be_on_the_remote_and_then_a_fresh_clone_without_data_will_
     assert ended.stderr == ""
 
 
+def test_a_branch_may_add_the_remote_whose_password_is_known_here(
+    store: Path, project: Project, failures: Gate
+) -> None:
+    local = Path(".dvc/config.local")
+    local.write_text("['remote \"store\"']\n    verify = true\n")
+    try:
+        assert failures() == []
+    finally:
+        local.unlink()
+
+
 def stored(path: str, member: str = "") -> str:
     """Where a remote has an output's object, or that of a file in it."""
     with Repo() as repo:

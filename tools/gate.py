@@ -19,12 +19,14 @@ import functools
 import math
 import re
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from stages.shared import params
 from stages.shared.stage import StageError, run
 from tools import changes, doctor, merge_lock
 from tools.doctor import some
@@ -215,7 +217,7 @@ def read_pipeline(repo: Any) -> Pipeline:
 
 def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
     """That dvc.lock has an entry for each stage that should have been run."""
-    at_base, ran_at_base = stages_at(pipeline.repo, base) if base else (None, set())
+    at_base, ran_at_base = stages_at(base) if base else (None, set())
     why, never = defaultdict(list), []
     read = [Path(dep.fs_path) for name in pipeline.ran for dep in pipeline.stages[name].deps]
     used = {each for path in read for each in (path, *path.parents)}
@@ -245,16 +247,29 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
     return found
 
 
-def stages_at(repo: Any, base: Revision) -> tuple[set[str], set[str]]:
-    """The names of all stages in a revision, and of those that its dvc.lock has."""
-    from dvc.exceptions import DvcException
+def stages_at(base: Revision) -> tuple[set[str], set[str]]:
+    """The names of all stages in a revision, and of those that its dvc.lock has.
 
-    try:
-        with repo.switch(base.commit):
-            stages = [stage for stage in repo.index.stages if getattr(stage, "name", None)]
-            ran = {stage.name for stage in stages if any(out.hash_info for out in stage.outs)}
-    except DvcException as error:
-        raise Broken(f"DVC cannot read the pipeline of {base.name}: {error}") from None
+    Read in a folder of their own: with the settings of then, those of this machine, such as
+    passwords of a remote that this branch adds, may not be valid.
+
+    Raises:
+        Broken: if DVC cannot read its dvc.yaml.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (PIPELINE, LOCK, params.PATH):
+            if (data := base.read(path)) is not None:
+                (Path(folder) / path).write_bytes(data)
+        Path(folder, ".dvc").mkdir()
+        try:
+            with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
+                stages = [stage for stage in repo.index.stages if getattr(stage, "name", None)]
+        except DvcException as error:
+            raise Broken(f"DVC cannot read the pipeline of {base.name}: {error}") from None
+    ran = {stage.name for stage in stages if any(out.hash_info for out in stage.outs)}
     return {stage.name for stage in stages}, ran
 
 
