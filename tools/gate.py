@@ -238,9 +238,9 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
     ]
     if never:
-        where = "neither here nor on the base" if base else "here"
-        what = f"{len(never)} stages have not been run, {where}: {some(never)}"
-        found.append(Finding("note", what, "`dvc repro` runs what it is given the name of."))
+        where = "here or on the base" if base else "here"
+        what = f"not run yet, {where}: {some(never)}"
+        found.append(Finding("note", what, "`dvc repro NAME` runs one when there is time."))
     if pipeline.left_over:
         what = f"dvc.lock names stages that there are no more: {some(pipeline.left_over)}"
         found.append(Finding("note", what, "They do no harm, and can be deleted there."))
