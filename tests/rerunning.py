@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from dvc.utils.serialize import YAMLFileCorruptedError
 from test_structure import closure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,7 +116,7 @@ class Project:
         self.tell_standin()
         os.chdir(self.folder)  # DVC looks for dvc.yaml there
         with Repo() as repo:
-            repo.reproduce(targets or None)
+            repo.reproduce(list(targets) or None)
         return self.ran()
 
     def status(self) -> set[str]:
@@ -158,8 +159,11 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
     def as_json(text: str) -> str:
         return json.dumps(yaml.load(text, yaml.CSafeLoader) or {})
 
-    def parse(text: str, path: str | None = None, typ: str = "safe") -> Any:
-        return json.loads(as_json(text))
+    def parse(text: str, path: str = "", typ: str = "safe") -> Any:
+        try:
+            return json.loads(as_json(text))
+        except yaml.YAMLError:
+            raise YAMLFileCorruptedError(path) from None
 
     def dump(data: Any, stream: Any) -> None:
         yaml.dump(json.loads(json.dumps(data)), stream, yaml.CSafeDumper, sort_keys=False)

@@ -20,6 +20,7 @@ OUTS = {
     "evaluate": ["--metrics", "--details", "--predictions", "--examples"],
     "plot": ["--figures", "--all-curves"],
 }
+METRICS = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8}
 NOT_READ = {"train": ["--checkpoints"]}
 
 
@@ -45,7 +46,8 @@ def main() -> None:
             write(f"{outs[0]}/{dataset}.json", json.dumps(names))
         return
     for path in outs:
-        write(path, f"{path} {digest.hexdigest()}")
+        text = f"{path} {digest.hexdigest()}"
+        write(path, json.dumps(METRICS | {"of": text}) if "/metrics/" in path else text)
 
 
 def stem(path: str, family: str) -> str:

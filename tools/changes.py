@@ -1,0 +1,199 @@
+"""What changed since another revision: metrics, parameters, figures; as Markdown.
+
+Reads only what git has.
+"""
+
+import functools
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from stages.shared import params
+from stages.shared.stage import StageError
+from tools.results import RESULTS, Result, Revision
+from tools.show import markdown
+
+ROWS = 100  # of a table; GitHub takes 65,536 characters of comment
+WIDEST = 80  # characters of a value
+
+
+class Commit(Revision):
+    """A commit of which only what git has is read, without DVC: no setting of its can be wrong."""
+
+    def read(self, path: Path) -> bytes | None:
+        command = ("git", "show", f"{self.commit}:{path.as_posix()}")
+        asked = subprocess.run(command, capture_output=True, check=False)
+        return None if asked.returncode else asked.stdout
+
+
+class Measured(NamedTuple):
+    """A variant's metrics in two revisions: empty if it has none, None if there is no variant."""
+
+    variant: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+    @property
+    def points(self) -> float | None:
+        """By how many percentage points the accuracy rose."""
+        if not self.before or not self.after:
+            return None
+        # Rounded, so that a fall from 0.9 to 0.89 is one point and not a little more.
+        return round(100 * (self.after["accuracy"] - self.before["accuracy"]), 6)
+
+
+def text(base: Revision, links: str) -> str:
+    """All that changed, in Markdown.
+
+    Args:
+        links: what the addresses of figures begin with; without it, they are relative.
+    """
+    parts: dict[str, Callable[[], str]] = {
+        "Metrics": functools.partial(metrics_table, base),
+        "Parameters": functools.partial(parameters_table, base),
+        "Figures": functools.partial(figures_list, base, links),
+    }
+    written = []
+    for title, part in parts.items():
+        try:
+            content = part()
+        except StageError as error:
+            content = escaped(f"Not to be told: {error}")
+        written.append(f"#### {title}\n\n{content}\n")
+    return "\n".join(written)
+
+
+def measured(base: Revision, here: Revision) -> list[Measured]:
+    """The metrics of each variant of two revisions, the base's first.
+
+    Raises:
+        StageError: if a metrics file is not what evaluate writes.
+    """
+    before, after = (
+        {result.variant: metrics_of(result) for result in revision.results(revision.datasets([]))}
+        for revision in (base, here)
+    )
+    names = dict.fromkeys([*before, *after])
+    return [Measured(name, before.get(name), after.get(name)) for name in names]
+
+
+def metrics_of(result: Result) -> dict[str, Any]:
+    """A variant's metrics, empty if it has none, checked for what is read here."""
+    metrics = result.metrics
+    keys = ("accuracy", "accuracy_low", "accuracy_high")
+    if metrics == {} or (
+        isinstance(metrics, dict) and all(isinstance(metrics.get(key), float | int) for key in keys)
+    ):
+        return metrics
+    raise StageError(
+        f"{result.path('metrics', '.json')} must have numbers for {', '.join(keys)} in "
+        f"'{result.revision.name}'. `dvc repro evaluate@{result.variant}` writes it."
+    )
+
+
+def metrics_table(base: Revision) -> str:
+    changed = [each for each in measured(base, Revision()) if each.before != each.after]
+    rows = []
+    for each in changed:
+        points = "-" if each.points is None else f"{each.points:+.2f} points"
+        before, after = each.before or {}, each.after or {}
+        interval = f"{after['accuracy_low']:.2%} to {after['accuracy_high']:.2%}" if after else "-"
+        accuracies = [f"{m['accuracy']:.2%}" if m else "-" for m in (before, after)]
+        if before or after:
+            rows.append((code(each.variant), *accuracies, points, interval))
+    header = ("variant", code(base.name), "here", "difference", "95 % interval, here")
+    return table(header, rows) or "No metric changed."
+
+
+def parameters_table(base: Revision) -> str:
+    rows = [
+        (code(path), *("-" if value is None else code(value) for value in values))
+        for path, *values in parameters(base)
+    ]
+    return table(("parameter", code(base.name), "here"), rows) or "No parameter changed."
+
+
+def parameters(base: Revision) -> list[tuple[str, str | None, str | None]]:
+    """The path, the old and the new value of each parameter that changed; None: it is not there."""
+    before = base.read(params.PATH)
+    old = dict(leaves(params.parse(before, f"{base.name}'s {params.PATH}") if before else {}))
+    new = dict(leaves(params.parse(params.PATH.read_bytes())))
+    return [
+        (path, short(old[path]) if path in old else None, short(new[path]) if path in new else None)
+        for path in dict.fromkeys([*old, *new])
+        if path not in old or path not in new or old[path] != new[path]
+    ]
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted paths of all that is no mapping, or an empty one, and what is there."""
+    if not isinstance(tree, dict) or not tree:
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def figures_list(base: Revision, links: str) -> str:
+    paths = figures(base)
+    lines = [f"- [{escaped(path)}]({links}{quote(path)})" for path in paths[:ROWS]]
+    return "\n".join([*lines, *more(paths)]) or "No figure changed."
+
+
+def figures(base: Revision) -> list[str]:
+    """The figures that differ from the base's; not those that are gone."""
+    folder = (RESULTS / "figures").as_posix()
+    listed = git("diff", "--name-only", "--diff-filter=d", "-z", str(base.commit), "--", folder)
+    return [path for path in listed.split("\0") if path.endswith(".png")]
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints.
+
+    Raises:
+        StageError: if it fails, with git's words.
+    """
+    try:
+        asked = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise StageError("git is not on the PATH. Install it.") from None
+    if asked.returncode:
+        raise StageError(f"git {arguments[0]} failed: {asked.stderr.strip() or 'no message'}.")
+    return asked.stdout.strip("\n")
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Rows as Markdown, not more than fit into a comment; nothing if there are none."""
+    if not rows:
+        return ""
+    return "\n".join([markdown([header, *rows[:ROWS]]), *more(rows)])
+
+
+def more(items: list[Any]) -> list[str]:
+    return [f"\nand {len(items) - ROWS} more"] if len(items) > ROWS else []
+
+
+def short(value: Any) -> str:
+    """A value in one line."""
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= WIDEST else f"{shown[: WIDEST - 3]}..."
+
+
+def code(content: str) -> str:
+    """Text as code in a cell: no character of it means anything but itself."""
+    content = " ".join(content.split()) or " "
+    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", content)), default=0))
+    pad = " " if "`" in content else ""
+    return f"{fence}{pad}{content}{pad}{fence}".replace("|", "\\|")
+
+
+def escaped(content: str) -> str:
+    """Text in one line in which only `code` between backticks is Markdown."""
+    parts = re.split(r"(`[^`]*`)", " ".join(content.split()))
+    parts[::2] = [re.sub(r"([\\`*_\[\]<>&|~#])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)

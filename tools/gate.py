@@ -1,0 +1,562 @@
+"""The gate of a pull request: may this state of the project be merged?
+
+    python -m tools.gate [--base REV] [--max-drop POINTS] [--remote NAME | --no-remote]
+                         [--comment FILE] [--links PREFIX]
+
+It needs no data and runs no stage, so that a fresh clone will do: what dvc.lock says is compared
+with params.yaml, dvc.yaml, the code and the results that git has, with itself, with what is on the
+DVC remote, and with what the branch began with (where it left `--base`).
+
+A stage that has not been run is noted and no more: some trainings wait for a machine, and nothing
+that is there is wrong. It is a failure if this branch adds it, or if dvc.lock should know it: the
+base's does, its results are there, or others were made from them. An entry of a stage that is gone
+is noted: DVC leaves it there.
+"""
+
+import argparse
+import contextlib
+import functools
+import math
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from stages.shared import params
+from stages.shared.stage import StageError, run
+from tools import changes, doctor, merge_lock
+from tools.doctor import some
+from tools.results import Revision
+
+LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+BASES = ("origin/main", "main")
+MARK = "<!-- dvc gate -->"  # by which the comment is found again, to be replaced
+MAX_DROP = 1.0  # percentage points
+
+
+class Finding(NamedTuple):
+    level: Literal["failure", "note"]
+    what: str
+    advice: str = ""
+
+    @property
+    def text(self) -> str:
+        what = f"{self.what.rstrip('.')}. {self.advice}" if self.advice else self.what
+        return " ".join(what.split())
+
+
+@dataclass
+class Pipeline:
+    """The stages as dvc.yaml and params.yaml give them, and what dvc.lock knows of them.
+
+    Attributes:
+        stages: DVC's stages by name, filled from dvc.lock as far as that goes.
+        ran: the names of those that have an entry there.
+        left_over: the entries of no stage.
+        lost: the names of those that should have one and have none.
+        stores: where listings of folders are looked for: DVC's cache, then the remote.
+    """
+
+    repo: Any
+    stages: dict[str, Any]
+    ran: set[str]
+    left_over: list[str]
+    lost: set[str] = field(default_factory=set)
+    stores: list[Any] = field(default_factory=list)
+
+    @functools.cached_property
+    def outs(self) -> dict[Path, Any]:
+        """All outputs by path."""
+        return {Path(out.fs_path): out for out in self.repo.index.outs}
+
+    @functools.cached_property
+    def outs_in(self) -> dict[Path, list[Any]]:
+        """The outputs below each folder."""
+        below = defaultdict(list)
+        for path, out in self.outs.items():
+            for folder in path.parents:
+                below[folder].append(out)
+        return dict(below)
+
+    def outs_of(self, names: Iterable[str]) -> list[Any]:
+        return [out for name in names for out in self.stages[name].outs]
+
+    def source(self, path: Path) -> Any:
+        """The output that a path is, or lies in; None if no stage writes it."""
+        found = (self.outs[each] for each in (path, *path.parents) if each in self.outs)
+        return next(found, None)
+
+
+def main() -> None:
+    args = parse_arguments()
+    if not PIPELINE.exists():
+        raise StageError(f"{PIPELINE} is missing. Run from the project's root folder.")
+    base = find_base(args.base)
+    found, summary = examine(args, base)
+    failures = [each for each in found if each.level == "failure"]
+    if failures:
+        summary = f"gate: {len(failures)} failure{'s' * (len(failures) > 1)}"
+    stream = sys.stderr if args.comment == "-" else sys.stdout
+    for finding in found:
+        print(f"{finding.level:<7}  {finding.text}", file=stream)
+    print(summary, file=stream)
+    if args.comment:
+        write_comment(args.comment, comment(found, summary, base, args.links))
+    if failures:
+        sys.exit(1)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Exit with 1 if this should not be merged.")
+    parser.add_argument("--base", metavar="REV", help=f"the branch to merge into; {BASES[0]}")
+    parser.add_argument(
+        "--max-drop",
+        type=points,
+        default=MAX_DROP,
+        metavar="POINTS",
+        help=f"how far an accuracy may fall, in percentage points; {MAX_DROP}",
+    )
+    remotes = parser.add_mutually_exclusive_group()
+    remotes.add_argument("--remote", metavar="NAME", help="the DVC remote; the default one")
+    remotes.add_argument("--no-remote", action="store_true", help="do not look at the remote")
+    parser.add_argument("--comment", metavar="FILE", help="write Markdown there; - is the output")
+    parser.add_argument(
+        "--links", default="", metavar="PREFIX", help="what the figures' addresses begin with"
+    )
+    return parser.parse_args()
+
+
+def points(argument: str) -> float:
+    value = float(argument)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"must be a number from 0 up. Received: {argument}")
+    return value
+
+
+def find_base(wanted: str | None) -> Revision | None:
+    """Where the current branch left the one that it is to be merged into.
+
+    Args:
+        wanted: a revision; without it, the first of BASES that there is, or None.
+
+    Raises:
+        StageError: if git does not know it.
+    """
+    for name in [wanted] if wanted else BASES:
+        verify = ("rev-parse", "--verify", "--quiet", "--end-of-options")
+        try:
+            commit = changes.git(*verify, f"{name}^{{commit}}")
+        except StageError:
+            continue
+        with contextlib.suppress(StageError):  # a shallow clone, or nothing in common
+            commit = changes.git("merge-base", commit, "HEAD")
+        return changes.Commit(str(name), commit)
+    if wanted is None:
+        return None
+    raise StageError(
+        f"--base must be a commit, a branch or a tag. Received: '{wanted}'. `git fetch` brings "
+        "what others pushed."
+    )
+
+
+def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Finding], str]:
+    """All findings, failures first, and what to say if none of them is a failure."""
+    from dvc.exceptions import DvcException
+
+    found, passed = [], "gate: passed"
+    if base is None:
+        what = f"nothing is compared with a base: there is neither {' nor '.join(BASES)}"
+        found.append(Finding("note", what, "`--base REV` names one."))
+    try:
+        with doctor.dvc_repository(Path.cwd()) as repo:
+            pipeline = read_pipeline(repo)
+            name, store, said = open_remote(repo, args.remote, args.no_remote)
+            pipeline.stores = [repo.cache.local, *[store] * (store is not None)]
+            found += check_entries(pipeline, base)
+            found += check_lock(pipeline)
+            found += check_results(pipeline)
+            found += said
+            passed += f", {len(pipeline.ran)} stages"
+            if store is not None:
+                found += check_remote(pipeline, name, store)
+                passed += f", {len(cached(pipeline))} outputs on remote {name}"
+    except DvcException as error:
+        found.append(Finding("failure", f"DVC cannot read the pipeline: {error}", "Mend it."))
+    except Broken as error:
+        found.append(Finding("failure", str(error)))
+    if base is not None:
+        try:
+            found += check_metrics(base, args.max_drop)
+        except StageError as error:
+            found.append(Finding("failure", str(error)))
+    return sorted(found, key=lambda each: each.level), passed
+
+
+class Broken(StageError):
+    """A file of the project is not what it must be: a finding, where a bad argument is none."""
+
+
+def read_pipeline(repo: Any) -> Pipeline:
+    """The stages of dvc.yaml in their order.
+
+    Raises:
+        Broken: if dvc.lock is not what DVC writes.
+    """
+    try:
+        lock = merge_lock.read(LOCK) if LOCK.exists() else {}
+    except StageError as error:
+        raise Broken(str(error)) from None
+    stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
+    ran = {name for name in stages if name in lock}
+    return Pipeline(repo, stages, ran, [name for name in lock if name not in stages])
+
+
+def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
+    """That dvc.lock has an entry for each stage that should have been run."""
+    at_base, ran_at_base = stages_at(base) if base else (None, set())
+    why, never = defaultdict(list), []
+    read = [Path(dep.fs_path) for name in pipeline.ran for dep in pipeline.stages[name].deps]
+    used = {each for path in read for each in (path, *path.parents)}
+    for name, stage in pipeline.stages.items():
+        if name in pipeline.ran:
+            continue
+        there = [out for out in stage.outs if not out.use_cache and out.exists]
+        if name in ran_at_base:
+            why["was in dvc.lock, and is not any more"].append(name)
+        elif there or used & {Path(out.fs_path) for out in stage.outs}:
+            why["is not in dvc.lock, though its results are there or in use"].append(name)
+        elif at_base is not None and name not in at_base:
+            why["is new and has not been run"].append(name)
+        else:
+            never.append(name)
+    pipeline.lost = {name for names in why.values() for name in names}
+    found = [
+        Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
+    ]
+    if never:
+        where = "here or on the base" if base else "here"
+        what = f"not run yet, {where}: {some(never)}"
+        found.append(Finding("note", what, "`dvc repro NAME` runs one when there is time."))
+    if pipeline.left_over:
+        what = f"dvc.lock names stages that there are no more: {some(pipeline.left_over)}"
+        found.append(Finding("note", what, "They do no harm, and can be deleted there."))
+    return found
+
+
+def stages_at(base: Revision) -> tuple[set[str], set[str]]:
+    """The names of all stages in a revision, and of those that its dvc.lock has.
+
+    Read in a folder of their own: with the settings of then, those of this machine, such as
+    passwords of a remote that this branch adds, may not be valid.
+
+    Raises:
+        Broken: if DVC cannot read its dvc.yaml.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (PIPELINE, LOCK, params.PATH):
+            if (data := base.read(path)) is not None:
+                (Path(folder) / path).write_bytes(data)
+        Path(folder, ".dvc").mkdir()
+        try:
+            with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
+                stages = [stage for stage in repo.index.stages if getattr(stage, "name", None)]
+        except DvcException as error:
+            raise Broken(f"DVC cannot read the pipeline of {base.name}: {error}") from None
+    ran = {stage.name for stage in stages if any(out.hash_info for out in stage.outs)}
+    return {stage.name for stage in stages}, ran
+
+
+def check_lock(pipeline: Pipeline) -> list[Finding]:
+    """That each entry of dvc.lock is what its stage would be run with now."""
+    why, unknown = defaultdict(list), []
+    for name in pipeline.stages:
+        if name not in pipeline.ran:
+            continue
+        stage = pipeline.stages[name]
+        if stage.cmd_changed:
+            why["its command in dvc.yaml is not the one that was run"].append(name)
+        for dep in [] if stage.frozen else stage.deps:
+            try:
+                for reason in changed(pipeline, dep):
+                    why[reason].append(name)
+            except LookupError:
+                unknown.append(str(dep))
+    found = [
+        Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
+    ]
+    if unknown:
+        what = f"not compared, as their folders' listings are not at hand: {some(unknown)}"
+        found.append(Finding("note", what, "`dvc pull`, or a remote, brings them."))
+    return found + extra_files(pipeline)
+
+
+def changed(pipeline: Pipeline, dep: Any) -> Iterator[str]:
+    """In what a dependency is not as dvc.lock has it for the stage that reads it.
+
+    Raises:
+        LookupError: if that cannot be told without data.
+    """
+    from dvc.dependency import ParamsDependency
+
+    if isinstance(dep, ParamsDependency):
+        yield from changed_params(dep)
+        return
+    path = Path(dep.fs_path)
+    source = pipeline.source(path)
+    if not dep.hash_info:
+        yield f"{dep} is a dependency in dvc.yaml, and not in dvc.lock"
+    elif source is None and path not in pipeline.outs_in:
+        if dep.workspace_status():
+            yield f"{dep} is not what it was run with" if dep.exists else f"{dep} is missing"
+    else:
+        made = hash_in(pipeline, source, path) if source else hash_of_folder(pipeline, path)
+        if made not in (None, dep.hash_info.value):
+            yield f"it was run with another {dep} than dvc.lock says was written"
+
+
+def changed_params(dep: Any) -> Iterator[str]:
+    """Which parameters of a stage are not those that it was run with; values by their meaning."""
+    status = dep.workspace_status().get(str(dep), {})
+    if isinstance(status, str):
+        yield f"{dep} is {status}"
+        return
+    now, then = dep.read_params(), dep.hash_info.value or {}
+    for name in status:
+        old, new = (dict(changes.leaves(side.get(name), name)) for side in (then, now))
+        different = [
+            f"{leaf}: {shown(old, leaf)} then, {shown(new, leaf)} now"
+            for leaf in dict.fromkeys([*old, *new])
+            if leaf not in old or leaf not in new or old[leaf] != new[leaf]
+        ]
+        yield f"it was run with another `{name}` ({some(different)})"
+
+
+def shown(values: dict[str, Any], leaf: str) -> str:
+    return changes.short(values[leaf]) if leaf in values else "nothing"
+
+
+def hash_in(pipeline: Pipeline, out: Any, path: Path) -> str | None:
+    """The hash that dvc.lock gives an output, or a file in it; None if its stage has not been run.
+
+    Raises:
+        LookupError: if the listing of the output's folder is not at hand.
+    """
+    if not out.hash_info:
+        return None
+    if path == Path(out.fs_path):
+        return str(out.hash_info.value)
+    tree = listing(pipeline, out)
+    if tree is None:
+        raise LookupError(path)
+    _, found = tree.get(path.relative_to(out.fs_path).parts, (None, None))
+    return str(found.value) if found else "none"
+
+
+def hash_of_folder(pipeline: Pipeline, folder: Path) -> str | None:
+    """The hash of a folder that several stages write into, from what dvc.lock says they wrote.
+
+    Returns:
+        None if an entry is lost there: a failure by itself, and no reason to doubt the rest.
+
+    Raises:
+        LookupError: if one of them writes a whole folder and its listing is not at hand.
+    """
+    from dvc_data.hashfile.tree import Tree
+
+    if any(out.stage.name in pipeline.lost for out in pipeline.outs_in[folder]):
+        return None
+    tree: Any = Tree()  # type: ignore[no-untyped-call]
+    for out in pipeline.outs_in[folder]:
+        key = Path(out.fs_path).relative_to(folder).parts
+        files = [((), None, out.hash_info)] if out.hash_info else []
+        if out.hash_info and out.hash_info.isdir:
+            files = listing(pipeline, out)
+            if files is None:
+                raise LookupError(folder)
+        for below, meta, found in files:
+            tree.add((*key, *below), meta, found)
+    tree.digest()
+    return str(tree.hash_info.value)
+
+
+def listing(pipeline: Pipeline, out: Any) -> Any:
+    """What an output's folder holds, from the cache or the remote; None if neither has it."""
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.errors import ObjectFormatError
+
+    for store in pipeline.stores:
+        try:
+            return Tree.load(store, out.hash_info)
+        except (OSError, ObjectFormatError):
+            continue
+    return None
+
+
+def extra_files(pipeline: Pipeline) -> list[Finding]:
+    """That folders that several stages write into hold nothing else: DVC counts all of it."""
+    found, repo = [], pipeline.repo
+    read = {Path(dep.fs_path) for stage in pipeline.stages.values() for dep in stage.deps}
+    for folder in sorted(read & set(pipeline.outs_in)):
+        if pipeline.source(folder) or not folder.is_dir():
+            continue
+        paths = [Path(path) for path in repo.dvcignore.find(repo.fs, str(folder))]
+        extra = sorted(shorter(path) for path in paths if pipeline.source(path) is None)
+        if extra:
+            what = f"of no stage, and yet in a folder that stages read: {some(extra)}"
+            advice = "DVC counts whatever lies there: remove it, then `dvc repro`."
+            found.append(Finding("failure", what, advice))
+    return found
+
+
+def shorter(path: Path) -> str:
+    return path.relative_to(Path.cwd()).as_posix()
+
+
+def check_results(pipeline: Pipeline) -> list[Finding]:
+    """That the results that git has are those of dvc.lock, and dvc.lock has every output."""
+    found = []
+    for out in pipeline.outs_of(pipeline.ran):
+        name = out.stage.name
+        if not out.hash_info:
+            what = f"{out} is an output of {name} in dvc.yaml, and not in dvc.lock"
+            found.append(Finding("failure", what, repro([name])))
+        elif not out.use_cache and (status := out.workspace_status()):
+            what = (
+                f"{out} is missing"
+                if "deleted" in status.values()
+                else (f"{out} is not what {name} wrote, by dvc.lock")
+            )
+            advice = f"`git checkout -- {out}` takes the committed one; `dvc repro {name}`."
+            found.append(Finding("failure", what, advice))
+    return found
+
+
+def open_remote(repo: Any, wanted: str | None, skip: bool) -> tuple[str, Any, list[Finding]]:
+    """A DVC remote's name, its store of objects or None, and what there is to say about it.
+
+    Raises:
+        StageError: if there is no remote of the wanted name.
+    """
+    known = {name: str(each.get("url")) for name, each in repo.config["remote"].items()}
+    name = wanted or repo.config["core"].get("remote") or ""
+    if wanted and wanted not in known:
+        names = ", ".join(known) or "none"
+        raise StageError(f"--remote must be among: {names}. Received: '{wanted}'.")
+    if skip:
+        return name, None, [Finding("note", "what is on the remote was not asked: --no-remote")]
+    if not known:
+        advice = "`dvc remote add --default NAME URL`, `dvc push`."
+        return name, None, [Finding("note", "no DVC remote is configured", advice)]
+    if name not in known:
+        what = f"of the DVC remotes {', '.join(known)} none is the default"
+        return name, None, [Finding("failure", what, "`dvc remote default NAME`, or `--remote`.")]
+    said = doctor.check_remote(Path.cwd(), name, known[name])
+    if said.level != "ok":
+        return name, None, [Finding("failure", f"remote {said.what}", said.advice)]
+    try:
+        return name, repo.cloud.get_remote_odb(name), []
+    except Exception as error:
+        return name, None, [cannot_ask(name, error)]
+
+
+def cached(pipeline: Pipeline) -> list[Any]:
+    """The outputs that dvc.lock names and DVC pushes."""
+    outs = pipeline.outs_of(pipeline.ran)
+    return [out for out in outs if out.use_cache and out.can_push and out.hash_info]
+
+
+def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
+    """That the remote has every object of every output.
+
+    Each object is asked for, also those in folders: `dvc status --cloud` and `dvc push` believe
+    that a remote with a folder's listing has its files.
+    """
+    objects = {}
+    try:
+        for out in cached(pipeline):
+            files = (listing(pipeline, out) or ()) if out.hash_info.isdir else ()
+            objects[out] = {out.hash_info.value, *(found.value for _, _, found in files)}
+        there = set(store.list_oids_exists(sorted(set().union(*objects.values()))))
+    except Exception as error:
+        return [cannot_ask(name, error)]
+    absent = [out for out in objects if out.hash_info.value not in there]
+    torn = [out for out in objects if out not in absent and objects[out] - there]
+    found, push = [], f"`dvc push --remote {name}`"
+    if absent:
+        what = f"not on remote {name}: {some(sorted(map(str, absent)))}"
+        found.append(Finding("failure", what, f"{push} where they were made."))
+    for out in torn:
+        listed = out.hash_info.value
+        what = (
+            f"{out} is not whole on remote {name}: it has the folder's listing, and not all files"
+        )
+        advice = (
+            f"Delete files/md5/{listed[:2]}/{listed[2:]} there, so that {push} sends all of it."
+        )
+        found.append(Finding("failure", what, advice))
+    return found
+
+
+def cannot_ask(name: str, error: Exception) -> Finding:
+    text = re.sub("//[^/@]*@", "//", f"{type(error).__name__}: {error}")  # no passwords
+    advice = "Check network, address and credentials; `make doctor`."
+    return Finding("failure", f"remote {name} cannot be asked: {text}", advice)
+
+
+def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
+    """That no accuracy fell by more than that, or disappeared."""
+    found = []
+    for each in changes.measured(base, Revision()):
+        where = f"{each.variant}'s accuracy"
+        if each.after is None:
+            if each.before:
+                found.append(Finding("note", f"{each.variant} is gone, and its results"))
+        elif each.before and not each.after:
+            what = (
+                f"{where} was {each.before['accuracy']:.2%} in {base.name}, and there is none here"
+            )
+            found.append(Finding("failure", what, repro([f"evaluate@{each.variant}"])))
+        elif each.before and each.points is not None and -each.points > max_drop:
+            what = (
+                f"{where} fell by {-each.points:.2f} points, from {each.before['accuracy']:.2%} in "
+                f"{base.name} to {each.after['accuracy']:.2%}: more than {max_drop:g}"
+            )
+            advice = "Find out why; if it is meant, `--max-drop` allows more."
+            found.append(Finding("failure", what, advice))
+    return found
+
+
+def repro(names: list[str]) -> str:
+    """What to do about stages."""
+    listed = " ".join(names[: doctor.NAMED])
+    return f"`dvc repro {listed}{' ...' * (len(names) > doctor.NAMED)}`, then commit what it wrote."
+
+
+def comment(found: list[Finding], summary: str, base: Revision | None, links: str) -> str:
+    """What a pull request is told, in Markdown."""
+    lines = [MARK, f"### {summary}", ""]
+    lines += [f"- **{each.level}**: {changes.escaped(each.text)}" for each in found]
+    if base is not None:
+        lines += ["", changes.text(base, links)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def write_comment(path: str, text: str) -> None:
+    if path == "-":
+        print(text, end="")
+        return
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise StageError(f"--comment must be a file that can be written. {error}.") from None
+
+
+if __name__ == "__main__":
+    run(main)
