@@ -251,3 +251,62 @@ def test_a_failed_command_is_not_recorded_though_its_outputs_are_there(tmp_path:
     assert outcome["code"] != 0
     assert (folder / "ran").read_text() == "once\n"
     assert pipeline.locked(folder) == {}
+
+
+CONTENDER = """
+import random, sys, time, zc.lockfile
+random.seed(0)
+while True:
+    path, longest = random.choice([(".dvc/tmp/lock", 1.0), (".dvc/tmp/rwlock.lock", 4.5)])
+    try:
+        lock = zc.lockfile.LockFile(path)
+    except zc.lockfile.LockError:
+        time.sleep(0.01)
+        continue
+    time.sleep(random.uniform(0, longest))
+    lock.close()
+    time.sleep(random.uniform(0, 2))
+"""
+LAUNCHES = """
+import sys
+from pathlib import Path
+from tools import cluster, launch, pipeline
+path = Path("params.yaml")
+lost = recorded = 0
+with cluster.connected(None, 4, 1.0, 2) as connection:
+    for n in range(int(sys.argv[1])):
+        text = path.read_text()
+        path.write_text(text.replace("seeds: [", f"seeds: [{1000 + n}, "))
+        steps, outdated = pipeline.plan(sys.argv[2:])
+        code = launch.Launch(steps, outdated, launch.Here(connection)).run()
+        lost += len(pipeline.plan(sys.argv[2:])[1])
+        recorded += len(outdated)
+        path.write_text(text)
+        assert code == 0, n
+print(f"{recorded} results, {lost} lost")
+"""
+
+
+@pytest.mark.slow
+def test_fifty_launches_that_others_lock_out_again_and_again_lose_no_result(
+    shapes: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"train@{name}" for name in SHAPES]
+    tree = yaml.safe_load(shapes.text)
+    shapes.write_text(yaml.safe_dump(tree, sort_keys=False, default_flow_style=None))
+    shapes.repro(*names)
+    contender = subprocess.Popen([sys.executable, "-c", CONTENDER], cwd=shapes.folder)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", LAUNCHES, "50", *names],
+            cwd=shapes.folder,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        contender.kill()
+        contender.wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+    with capsys.disabled():
+        print(f"\n{done.stdout.splitlines()[-1]}")
+    assert done.stdout.splitlines()[-1] == "200 results, 0 lost"

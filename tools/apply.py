@@ -10,14 +10,13 @@ with their entries in dvc.lock, and their results. Nothing is trained again.
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stages.shared import params
 from stages.shared.stage import StageError, outputs, run
 from tools import node, pipeline
-from tools.results import Revision, revisions
+from tools.results import Revision, leaves, revisions
 
 
 def main() -> None:
@@ -46,15 +45,6 @@ def read(revision: Revision, name: str) -> dict[str, Any]:
     """A YAML file in a revision."""
     data = revision.read(Path(name))
     return params.parse(data or b"{}", f"{revision.name}'s {name}") or {}
-
-
-def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted key; a list is one value."""
-    if not isinstance(tree, dict) or not tree:
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:

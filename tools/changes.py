@@ -7,14 +7,14 @@ import functools
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from stages.shared import params
 from stages.shared.stage import StageError
-from tools.results import RESULTS, Result, Revision
+from tools.results import RESULTS, Result, Revision, leaves
 from tools.show import markdown
 
 ROWS = 100  # of a table; GitHub takes 65,536 characters of comment
@@ -127,15 +127,6 @@ def parameters(base: Revision) -> list[tuple[str, str | None, str | None]]:
         for path in dict.fromkeys([*old, *new])
         if path not in old or path not in new or old[path] != new[path]
     ]
-
-
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted paths of all that is no mapping, or an empty one, and what is there."""
-    if not isinstance(tree, dict) or not tree:
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def figures_list(base: Revision, links: str) -> str:

@@ -57,7 +57,7 @@ def here() -> Source:
     revision = committed()
     with opened() as repo:
         folder = str(Path(repo.tmp_dir) / "launch")
-        return Source(str(Path.cwd()), revision, None, folder, repo.cache.local.path)
+        return Source(str(Path.cwd()), revision, None, folder, repo.cache.local_cache_dir)
 
 
 def elsewhere(remote: str | None) -> Source:

@@ -30,7 +30,7 @@ from stages.shared import params
 from stages.shared.stage import StageError, run
 from tools import changes, doctor, merge_lock
 from tools.doctor import some
-from tools.results import Revision
+from tools.results import Revision, leaves
 
 LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 BASES = ("origin/main", "main")
@@ -329,7 +329,7 @@ def changed_params(dep: Any) -> Iterator[str]:
         return
     now, then = dep.read_params(), dep.hash_info.value or {}
     for name in status:
-        old, new = (dict(changes.leaves(side.get(name), name)) for side in (then, now))
+        old, new = (dict(leaves(side.get(name), name)) for side in (then, now))
         different = [
             f"{leaf}: {shown(old, leaf)} then, {shown(new, leaf)} now"
             for leaf in dict.fromkeys([*old, *new])

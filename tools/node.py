@@ -88,6 +88,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         fetch, share = ["checkout", "--allow-missing"], ["--no-cache"]
     else:
         fetch, share = ["pull", *remote], remote
+    untracked = [word for path in job["small_outs"] for word in ("--include-untracked", path)]
     with open(log, "w+b") as file:
         shutil.rmtree(folder, ignore_errors=True)
         code = int(not clone(folder, job["url"], job["revision"], job["cache"], file))
@@ -96,7 +97,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         for command in (
             [*fetch, *job["inputs"]],
             ["repro", job["stage"]],
-            ["exp", "save", "--force", "--name", job["name"]],
+            ["exp", "save", "--force", "--name", job["name"], *untracked, job["stage"]],
             ["exp", "push", "--force", *share, "origin", job["name"]],
         ):
             code = code or dvc(folder, file, *command)

@@ -22,7 +22,7 @@ import yaml
 from stages.shared.stage import StageError, duration, outputs, run, size
 from tools import compare
 from tools.plots_page import vega_script
-from tools.results import RESULTS, WORKSPACE, Result, Revision, revisions
+from tools.results import RESULTS, WORKSPACE, Result, Revision, leaves, revisions
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -108,7 +108,12 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
             if result.record
         ],
         specs=script_json(specs),
-        flat=script_json({name: flat(result.parameters) for name, result in labelled.items()}),
+        flat=script_json(
+            {
+                name: {key: json.dumps(value) for key, value in leaves(result.parameters)}
+                for name, result in labelled.items()
+            }
+        ),
     )
     (folder / "index.html").write_text(page)
 
@@ -120,17 +125,6 @@ def label(result: Result, several: bool) -> str:
 def script_json(values: Any) -> markupsafe.Markup:
     """JSON that can stand in a <script>: nothing in it ends the element."""
     return markupsafe.Markup(json.dumps(values).replace("<", "\\u003c"))
-
-
-def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Parameters by their dotted names, as text."""
-    found: dict[str, str] = {}
-    for name, value in parameters.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = json.dumps(value)
-    return found
 
 
 COLUMNS = [

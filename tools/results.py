@@ -6,7 +6,7 @@ Files that git has are read from git; what DVC keeps, from its cache or a remote
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,6 +231,15 @@ class Result:
 
     def _json(self, kind: str) -> dict[str, Any]:
         return self.revision.read_json(self.path(kind, ".json"))
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a tree of parameters with its dotted key; a list, or an empty tree, is one."""
+    if not isinstance(tree, dict) or not tree:
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]:

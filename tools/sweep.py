@@ -7,6 +7,7 @@ Optuna's to say. It compares accuracies on validation images: the test images ar
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -107,27 +108,30 @@ class Sweep:
         for key in space:
             check_key(self.tree, key)
         self.variant = the_variant(self.tree, list(space), targets)
-        recipe = self.tree["recipes"][self.tree["variants"][self.variant]["recipe"]]
-        if not recipe["validation"]["fraction"]:
-            raise StageError(
-                "A sweep compares accuracies on validation images, so validation.fraction of the "
-                f"recipe must be above 0. Received: 0, of {self.variant}'s recipe."
-            )
+        self.check_validation(space)
         self.step = steps[f"train@{self.variant}"]
         self.space, self.seeds = space, seeds
         grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
         if trials is None and len(grid) < len(space):
             raise StageError("A range has no end of values: --trials N must say how many to try.")
         self.count = trials or int(np.prod([len(each) for each in grid.values()]))
-        sampler: optuna.samplers.BaseSampler = (
-            optuna.samplers.GridSampler(grid, seed=0)
-            if len(grid) == len(space)
-            else optuna.samplers.TPESampler(
-                seed=0, n_startup_trials=STARTUP_TRIALS, constant_liar=True
-            )
-        )
+        sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=STARTUP_TRIALS)
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        if trials is None:
+            for combination in itertools.product(*grid.values()):
+                self.study.enqueue_trial(dict(zip(grid, combination, strict=True)))
         self.check_all()
+
+    def check_validation(self, space: dict[str, list[Any] | Range]) -> None:
+        """There are validation images to compare on; raises StageError if not."""
+        recipe = self.tree["variants"][self.variant]["recipe"]
+        key = f"recipes.{recipe}.validation.fraction"
+        tried = space.get(key, [self.tree["recipes"][recipe]["validation"]["fraction"]])
+        if 0 in (tried if isinstance(tried, list) else [tried.low]):
+            raise StageError(
+                "A sweep compares accuracies on validation images, so validation.fraction must be "
+                f"above 0. Received: 0, of recipe {recipe}. Add `--sweep {key}=0.1`."
+            )
 
     def check_all(self) -> None:
         """Values that are given one by one are all allowed; raises StageError if not."""

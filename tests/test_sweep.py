@@ -1,0 +1,131 @@
+"""tools/launch.py --sweep and tools/apply.py: trials as experiments of DVC's, by real trainings."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.shared import params
+from stages.shared.stage import StageError
+from tools.sweep import Range, Sweep, parse, the_variant
+
+SECONDS = 300  # no command takes longer, whatever else the machine does
+RATE = "recipes.demo.optimizer.learning_rate"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a.b=1,2.5,none", ("a.b", [1, 2.5, "none"])),
+        ("a.b=[1, 2],[3]", ("a.b", [[1, 2], [3]])),
+        ("a.b=1..8", ("a.b", Range(1, 8, False))),
+        ("a.b=0.001..1:log", ("a.b", Range(0.001, 1, True))),
+    ],
+)
+def test_values_are_given_one_by_one_or_as_a_range(text: str, expected: tuple[str, Any]) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["a.b", "a.b=", "=1", "a=2..1", "a=0..1:log", "a=1..2:exp", "a=x..2"]
+)
+def test_other_forms_are_an_error(text: str) -> None:
+    with pytest.raises(StageError, match="--sweep must be"):
+        parse(text)
+
+
+def test_a_sweep_is_of_one_variant() -> None:
+    tree = params.load().model_dump()
+    assert the_variant(tree, [RATE], ["train@shapes-lenet"]) == "shapes-lenet"
+    assert the_variant(tree, ["variants.shapes-deep-bn.config.l2"], []) == "shapes-deep-bn"
+    for keys, targets in (
+        ([RATE], []),
+        ([RATE], ["train@shapes-lenet", "train@shapes-simple"]),
+        ([RATE], ["train@cifar10-lenet"]),
+        ([RATE, "variants.cifar10-lenet.seeds"], []),
+    ):
+        with pytest.raises(StageError, match="A sweep is of one variant"):
+            the_variant(tree, keys, targets)
+
+
+STEPS: Any = {"train@shapes-lenet": None, "train@cifar10-air94": None}
+
+
+@pytest.mark.parametrize(
+    "text, target, message",
+    [
+        ("recipes.demo.optimiser.learning_rate=1", "shapes-lenet", "Allowed for 'optimiser': "),
+        (f"{RATE}=0.1,-1", "shapes-lenet", f"{RATE}: .* Received: -1"),
+        (f"{RATE}=0.1..1", "shapes-lenet", "--trials N must say how many"),
+        ("recipes.air94.epochs=3,4", "cifar10-air94", "validation.fraction .* must be above 0"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_before_anything_runs(
+    text: str, target: str, message: str
+) -> None:
+    with pytest.raises(StageError, match=message):
+        Sweep(dict([parse(text)]), STEPS, [f"train@{target}"], None, None)
+
+
+def test_optuna_chooses_within_a_range() -> None:
+    space = dict(map(parse, [f"{RATE}=0.001..0.1:log", "recipes.demo.batch_size=20..40"]))
+    sweep = Sweep(space, STEPS, ["train@shapes-lenet"], None, 30)
+    found = [sweep.ask()[1] for _ in range(sweep.count)]
+    assert {type(each["recipes.demo.batch_size"]) for each in found} == {int}
+    assert all(20 <= each["recipes.demo.batch_size"] <= 40 for each in found)
+    assert all(0.001 <= each[RATE] <= 0.1 for each in found)
+    assert len({each[RATE] for each in found}) > 20
+
+
+@pytest.fixture(scope="module")
+def project(clone: Path) -> Path:
+    """A clone with a very short demo, the dataset in place, all committed."""
+    path = clone / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    for recipe in ("demo", "demo-augmented"):
+        tree["recipes"][recipe] |= {"epochs": 1, "images_per_class": 20}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    run(clone, "dvc", "repro", "stats@shapes")
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "--message", "Short")
+    return clone
+
+
+def run(folder: Path, module: str, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_trials_become_experiments_that_are_applied_together(project: Path) -> None:
+    sweep = [f"--sweep={RATE}=0.001,0.01", "--seeds", "2", "--jobs", "2"]
+    output = run(project, "tools.launch", "train@shapes-lenet", *sweep)
+    assert "validation accuracy" in output
+    run(project, "tools.launch", "--sweep=variants.shapes-deep-bn.seeds=[3],[4]", "--jobs", "2")
+    assert git(project, "status", "--porcelain") == ""
+    names = set(run(project, "dvc", "exp", "list", "--name-only").split())
+    rates = {f"shapes-lenet_learning_rate-{rate}" for rate in (0.001, 0.01)}
+    assert names == rates | {f"shapes-deep-bn_seeds--{seed}-" for seed in (3, 4)}
+    table = run(project, "dvc", "exp", "show", "--csv")
+    assert all(name in table for name in names)
+
+    run(project, "tools.apply", *rates, code=1)  # both set the rate
+    assert git(project, "status", "--porcelain") == ""
+    run(project, "tools.apply", "shapes-lenet_learning_rate-0.01", "shapes-deep-bn_seeds--4-")
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    assert tree["recipes"]["demo"]["optimizer"]["learning_rate"] == 0.01
+    assert tree["variants"]["shapes-lenet"]["seeds"] == [0, 1]
+    assert tree["variants"]["shapes-deep-bn"]["seeds"] == [4]
+    status = run(project, "dvc", "status", "train@shapes-lenet", "train@shapes-deep-bn")
+    assert "up to date" in status, status
