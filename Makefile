@@ -79,7 +79,7 @@ slow: $(STAMP)  ## the tests that take long: faults in every stage, 10,000 mutat
 	@python -m pytest -m slow -s
 
 bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle machine
-	@for each in tutorial torch_air checkpoint_cost overhead floor; do \
+	@for each in tutorial torch_air checkpoint_cost overhead floor launch; do \
 		python -m benchmarks.$$each || exit 1; done
 
 lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files

@@ -228,9 +228,18 @@ def test_no_remote_is_a_warning(workspace: Path) -> None:
     assert "dvc remote add" in only(doctor.check_remotes(workspace), "warning")
 
 
-def set_remote(workspace: Path, url: str, default: str = "store") -> None:
-    text = f"[core]\n    remote = {default}\n['remote \"store\"']\n    url = {url}\n"
+def set_remote(workspace: Path, url: str, default: str = "store", verify: str = "true") -> None:
+    remote = f"['remote \"store\"']\n    url = {url}\n    verify = {verify}\n"
+    text = f"[core]\n    remote = {default}\n{remote}"
     (workspace / ".dvc" / "config").write_text(text)
+
+
+def test_a_remote_whose_objects_are_not_checked_is_a_warning(workspace: Path) -> None:
+    (workspace / "store").mkdir()
+    set_remote(workspace, "../store", verify="false")
+    answers, unchecked = doctor.check_remotes(workspace)
+    assert (answers.level, unchecked.level) == ("ok", "warning")
+    assert unchecked.advice == "`dvc remote modify store verify true`."
 
 
 def test_a_remote_that_answers_is_ok(workspace: Path) -> None:

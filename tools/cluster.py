@@ -128,6 +128,7 @@ class Connection:
             raise StageError(
                 f"--gpus-per-job must be at most {gpus:g}. Received: {gpus_per_job:g}."
             )
+        self._board: Any = None if local else ray.remote(num_cpus=0)(node.Board).remote()
         self._cpus: float = cpus_per_job
         self.jobs = jobs
         if local:  # where the jobs are counted here, not by Ray's cores
@@ -139,7 +140,11 @@ class Connection:
         return self._start(node.run_here, job, str(Path.cwd()), job)
 
     def run_on_node(self, job: dict[str, Any]) -> Any:
-        return self._start(node.run_on_node, job, job)
+        return self._start(node.run_on_node, job, job, self._board)
+
+    def lines(self) -> dict[str, str]:
+        """The last line that each stage on a node has printed."""
+        return dict(self._ray.get(self._board.read.remote()))
 
     def run_trial(self, job: dict[str, Any]) -> Any:
         return self._start(node.run_trial, job, job)

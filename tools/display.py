@@ -2,17 +2,16 @@
 
 import sys
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from stages.shared.stage import duration
 
-TAIL_BYTES = 4096
 WORDS = {
     "ran": "done",
     "unchanged": "had not changed",
@@ -60,23 +59,11 @@ class Display:
         text = f"[{self.finished}/{self.count}] {name}: {WORDS[state]}{took}"
         self.console.print(f"{text}: {detail}" if detail else text, markup=False)
 
-    def update(self, logs: dict[str, Path]) -> None:
-        """Shows the running stages, each with the last line of its log."""
+    def update(self, lines: dict[str, str]) -> None:
+        """Shows the running stages, each with the last line of its output."""
         if not self.console.is_terminal:
             return
         table = Table.grid(padding=(0, 2))
-        for name, log in logs.items():
-            table.add_row(name, duration(time.monotonic() - self.begin[name]), last_line(log))
+        for name, line in lines.items():
+            table.add_row(name, duration(time.monotonic() - self.begin[name]), Text(line))
         self.live.update(table)
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line), "")

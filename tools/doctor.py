@@ -181,6 +181,10 @@ def check_remotes(folder: Path) -> list[Finding]:
     if default not in remotes:
         what = f"of {', '.join(remotes)} none is the default; that is {default or 'not set'}"
         found.append(Finding("warning", what, "`dvc remote default NAME`."))
+    for name in remotes:
+        if not remotes[name].get("verify"):
+            what = f"what comes from {name} is not checked: half a file would be taken for whole"
+            found.append(Finding("warning", what, f"`dvc remote modify {name} verify true`."))
     return found
 
 

@@ -130,6 +130,10 @@ class Here:
         """DVC looks by itself when it is started."""
         return True
 
+    def lines(self, logs: dict[str, Path]) -> dict[str, str]:
+        """The last line of each running stage's output."""
+        return {name: node.last_line(log) for name, log in logs.items()}
+
     def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
         """All is in its place already."""
 
@@ -158,6 +162,11 @@ class Nodes:
     def is_outdated(self, step: Step) -> bool:
         """Its inputs are here: DVC can tell whether they have changed at all."""
         return pipeline.is_outdated(step.name)
+
+    def lines(self, logs: dict[str, Path]) -> dict[str, str]:
+        """The last line of each running stage's output, as its node tells it."""
+        told = self.connection.lines()
+        return {name: told.get(name, "") for name in logs}
 
     def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
         """Puts a node's results where `dvc repro` looks for them."""
@@ -205,7 +214,8 @@ class Launch:
                         return self.summary()
                     for each in self.where.connection.finished(list(self.running), POLL_SECONDS):
                         self.conclude(each)
-                    self.display.update({name: self.log(name) for name in self.running.values()})
+                    logs = {name: self.log(name) for name in self.running.values()}
+                    self.display.update(self.where.lines(logs))
         except KeyboardInterrupt:
             names = ", ".join(self.running.values()) or "nothing"
             print(f"Interrupted; ending {names}. A training resumes later.", file=sys.stderr)

@@ -10,14 +10,31 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 ATTEMPTS = 5
+TELL_SECONDS = 1.0
+TAIL_BYTES = 4096
 BUSY = (b"Unable to acquire lock", b"is being blocked by")
 FAILED = b"failed to run:"  # DVC, of a command that did not exit with 0
+
+
+class Board:
+    """An actor on which nodes write what their stages print, for the caller to show."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, str] = {}
+
+    def write(self, stage: str, line: str) -> None:
+        self.lines[stage] = line
+
+    def read(self) -> dict[str, str]:
+        return self.lines
 
 
 def run_here(folder: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -36,10 +53,11 @@ def run_here(folder: str, job: dict[str, Any]) -> dict[str, Any]:
         return reproduce(Path(folder), job["stage"], job["outs"], file)
 
 
-def run_on_node(job: dict[str, Any]) -> dict[str, Any]:
+def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
     """Runs one stage in this node's clone of the revision, and pushes what it wrote.
 
     Args:
+        board: the actor to write on.
         job: besides `stage` and `outs` the `url` of the git repository, the `revision`, the DVC
             `remote` (None for the default one), the `entries` of dvc.lock that the stage builds on,
             its `inputs` (paths to pull), `files` (contents by path) and `small_outs` (paths).
@@ -54,13 +72,13 @@ def run_on_node(job: dict[str, Any]) -> dict[str, Any]:
     base = node_folder(job["url"])
     log = base / "logs" / f"{job['stage']}.{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w+b") as file:
+    with open(log, "w+b") as file, told(board, job["stage"], log):
         folder = checkout(base, job["url"], job["revision"], file)
         if folder is not None:
             hand_over(folder, job)
-            if job["inputs"]:
-                outcome["code"] = dvc(folder, file, "pull", *remote, *job["inputs"])
-            if not job["inputs"] or outcome["code"] == 0:
+            pull = ["pull", *remote, *job["inputs"]]
+            outcome["code"] = dvc(folder, file, *pull) if job["inputs"] else 0
+            if outcome["code"] == 0:
                 outcome |= reproduce(folder, job["stage"], job["outs"], file)
             if outcome["code"] == 0:
                 outcome["code"] = dvc(folder, file, "push", *remote, job["stage"])
@@ -235,6 +253,34 @@ def hand_over(folder: Path, job: dict[str, Any]) -> None:
         with modify_yaml(str(folder / "dvc.lock")) as lock:
             lock.setdefault("schema", "2.0")
             lock.setdefault("stages", {}).update(job["entries"])
+
+
+@contextmanager
+def told(board: Any, stage: str, log: Path) -> Iterator[None]:
+    """Meanwhile the last line of a log is written on the board, again and again."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(TELL_SECONDS):
+            board.write.remote(stage, last_line(log))
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line), "")
 
 
 def results(folder: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,9 @@ class Sweep:
                     detail = found["error"] or f"{np.mean(found['accuracies']):.2%}"
                     display.ended(found["name"], "failed" if found["error"] else "ran", detail)
                     done.append(found)
+                logs = Path(source.folder or "nowhere") / "logs"  # of a node's, none are seen here
+                names = [found["name"] for _, found in running.values()]
+                display.update({name: node.last_line(logs / f"{name}.log") for name in names})
         return done
 
     def job(self, name: str, values: dict[str, Any], source: cluster.Source) -> dict[str, Any]:
