@@ -49,7 +49,7 @@ browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
 	@python -m pytest -m browser
 
 servers: $(STAMP)  ## the tests of DVC remotes on real servers, and of a cluster of two nodes
-	@python -m pytest -m servers
+	@python -m pytest -m "servers and not slow" --numprocesses 2 --dist loadfile
 
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
 	@python -m pytest -m "realdata and not slow"

@@ -160,6 +160,7 @@ def start_launch(project: Project, cluster: Cluster) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow  # the next one shows it too, but for the stages that are lost
 def test_two_nodes_train_each_variant_once_and_the_caller_has_it_all(
     project: Project, cluster: Cluster
 ) -> None:

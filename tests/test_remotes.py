@@ -547,6 +547,7 @@ def test_a_pull_that_was_cut_is_completed_by_the_next(
     assert not corrupt(other.cache)
 
 
+@pytest.mark.slow  # why docs/remotes.md insists on it
 @every_server
 def test_without_verify_a_pull_that_was_cut_poisons_the_cache(
     kind: str, server: Server, templates: Path, place: Path
