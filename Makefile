@@ -13,7 +13,7 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-git demo report results export test browser servers realdata slow repro bench check doctor lock clean
+.PHONY: help setup setup-git demo report results export test browser servers realdata slow repro gate bench check doctor lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ doctor: $(STAMP)  ## check the environment and the workspace, and say what to do
 
 slow: $(STAMP)  ## the tests that take long: faults in every stage, 10,000 mutations of each input
 	@python -m pytest -m slow -s
+
+gate: $(STAMP)  ## may this branch be merged? needs no data
+	@python -m tools.gate
 
 bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle machine
 	@for each in tutorial torch_air checkpoint_cost overhead floor launch; do \
