@@ -13,10 +13,10 @@ COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report export test browser realdata slow repro bench check doctor lock clean
+.PHONY: help setup setup-git demo report results export test browser realdata slow repro bench check doctor lock clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make CUDA=1 ... the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
 
 setup: $(STAMP)  ## install the locked, hashed packages into .venv
@@ -30,13 +30,20 @@ $(STAMP): $(LOCK)
 	@$(BIN)/python -m tools.plots_page
 	@touch $@
 
+setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits
+	@git config merge.dvc-lock.name "dvc.lock, stage by stage"
+	@git config merge.dvc-lock.driver "$(BIN)/python -m tools.merge_lock %O %A %B"
+	@git config merge.dvc-result.name "ours, until dvc repro writes it anew"
+	@git config merge.dvc-result.driver true
+	@pre-commit install
+
 demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results
 	@python -m stages.shared.params
 	@dvc repro plot@shapes
 	@python -m tools.show shapes
 
 test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor servers
-	@python -m pytest --numprocesses 2 --dist loadfile
+	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
 	@python -m pytest -m browser
@@ -46,6 +53,9 @@ realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archi
 
 report: $(STAMP)  ## the results as a folder of HTML that opens offline: report/index.html
 	@python -m tools.report
+
+results: $(STAMP)  ## the table of results on real data, from what git has
+	@python -m tools.readme
 
 export: $(STAMP)  ## every trained variant as SavedModel and ONNX, checked, in exports/
 	@python -m tools.export

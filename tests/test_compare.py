@@ -167,3 +167,8 @@ def test_damaged_predictions_are_refused(
 def test_other_images_are_refused() -> None:
     with pytest.raises(StageError, match="same images"):
         compare.compare(right("++"), right("+++"))
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0134, "= 0.013"), (1, "= 1"), (0, "< 1e-99")])
+def test_a_p_value_is_never_zero(p: float, text: str) -> None:
+    assert compare.p_text(p) == text

@@ -473,10 +473,16 @@ def test_a_broken_dvc_yaml_is_an_error(workspace: Path) -> None:
     assert "nowhere" in only(doctor.check_gitignore(workspace), "error")
 
 
-def test_a_missing_hook_is_a_warning_until_pre_commit_is_installed(workspace: Path) -> None:
-    assert "pre-commit install" in only(doctor.check_hooks(workspace), "warning")
+def test_missing_hooks_and_merge_drivers_are_a_warning_until_they_are_installed(
+    workspace: Path,
+) -> None:
+    text = only(doctor.check_hooks(workspace), "warning")
+    assert "commits are not checked, dvc.lock is merged line by line" in text
+    assert "make setup-git" in text
     (workspace / ".pre-commit-config.yaml").write_text("repos: []\n")
     subprocess.run(["pre-commit", "install"], check=True, capture_output=True)
+    assert "commits" not in only(doctor.check_hooks(workspace), "warning")
+    subprocess.run(["git", "config", "merge.dvc-lock.driver", "true"], check=True)
     only(doctor.check_hooks(workspace), "ok")
 
 

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -555,7 +556,8 @@ def test_the_command_writes_both_splits(workplace: Path) -> None:
         text=True,
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "download shapes: 30 training and 20 test images of 10 classes\n"
+    said = "download shapes: 30 training and 20 test images of 10 classes, every byte checked; "
+    assert re.fullmatch(rf"{said}154 kB in [0-9.]+ s\n", result.stdout)
     assert len(load_split(workplace / "data/train").images) == 30
     assert len(load_split(workplace / "data/test").images) == 20
     assert sorted(path.name for path in (workplace / "data").iterdir()) == ["test", "train"]

@@ -140,6 +140,7 @@ def test_a_released_model_can_be_fetched_by_its_name_and_version(
     workspace: Path, tmp_path: Path
 ) -> None:
     run(workspace, "git", "checkout", "--quiet", "--force", "main")
+    run(workspace, "dvc", "checkout", "--quiet", "--force", "train@shapes-lenet")
     run(workspace, "dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "store"))
     run(workspace, "dvc", "push", "--quiet", "evaluate@shapes-lenet", "train@shapes-lenet")
     run(workspace, "gto", "register", "shapes-lenet", "--version", "v1.0.0")

@@ -101,10 +101,11 @@ def test_the_superclasses_hold_their_classes(workspace: Path, coarse: str, fine:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_every_variant_trains_for_a_step(workspace: Path, name: str) -> None:
+def test_every_variant_trains_for_two_steps(workspace: Path, name: str) -> None:
     from stages.shared.backend import import_keras
 
     keras = import_keras()
+    from stages.training.augmentation import DRAWS
     from stages.training.fitting import Training
 
     variant = PARAMS.variants[name]
@@ -116,8 +117,11 @@ def test_every_variant_trains_for_a_step(workspace: Path, name: str) -> None:
     training = Training(variant.model_dump(), recipe, split, stats, variant.seeds[0])
     before = [keras.ops.convert_to_numpy(value) for value in training.core.trainable_variables]
     index = training.training_indices[: recipe["batch_size"]]
-    draws = np.full((len(index), 6), 0.3, np.float32)
-    loss, _ = training.model.train_on_batch([index, draws], split.labels[index].astype(np.int32))
+    draws = np.full((len(index), len(DRAWS)), 0.3, np.float32)
+    for _ in range(2):  # a warm-up begins with a rate of zero
+        loss, _ = training.model.train_on_batch(
+            [index, draws], split.labels[index].astype(np.int32)
+        )
     after = [keras.ops.convert_to_numpy(value) for value in training.core.trainable_variables]
     assert 0 < float(loss) < 20
     assert all(np.any(b != a) for b, a in zip(before, after, strict=True))

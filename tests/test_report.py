@@ -187,6 +187,17 @@ def test_without_results_there_is_no_report(make: Callable[..., str]) -> None:
     assert not Path("report").exists()
 
 
+@pytest.mark.parametrize("kind", ["predictions/toys/toys-01.csv", "details/toys/toys-01.json"])
+def test_files_of_another_run_than_the_metrics_are_noticed(
+    make: Callable[..., str], kind: str
+) -> None:
+    make(2)
+    other = kind.replace("01", "00")
+    Path("results", kind).write_bytes(Path("results", other).read_bytes())
+    with pytest.raises(StageError, match=r"toys-01.* must be of the run that .*`dvc checkout`"):
+        report.main()
+
+
 def test_an_unknown_dataset_is_refused(make: Callable[..., str]) -> None:
     with pytest.raises(StageError, match=r"must be among toys in 'workspace'\. Received: toyz"):
         make(1, arguments=("toyz",))

@@ -1,163 +1,20 @@
 """Exact reruns: whatever changes, the stages that run again are those that must, and no others.
 
-What must rerun is worked out here from first principles: what each stage computes from what, and
-what its code imports. What does rerun is DVC's doing, on the project's own dvc.yaml, with stand-ins
-for the commands (tests/standin.py).
+What must rerun is worked out from first principles (tests/rerunning.py). What does rerun is DVC's
+doing, on the project's own dvc.yaml, with stand-ins for the commands.
 """
 
-import ast
-import contextlib
 import copy
-import functools
-import json
-import os
-import sys
+import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from dvc.repo import Repo
-from test_structure import closure
+from rerunning import ROOT, Project, Tree, must_rerun, opened, project_tree
 
 from stages.shared import params
-
-ROOT = Path(__file__).resolve().parents[1]
-Tree = dict[str, Any]
-
-
-@dataclass
-class Stage:
-    """What one stage's outputs follow from, but for other stages' outputs.
-
-    Attributes:
-        stale_if: changes of this make DVC run the stage: parameter values and bytes of code.
-        computes: changes of this change the outputs: without comments, and names that only refer.
-        upstream: the stages whose outputs it reads.
-    """
-
-    stale_if: Any
-    computes: Any
-    upstream: list[str]
-
-
-class Project:
-    """A clone of the project whose parameters and files are changed case by case."""
-
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        self.folder = folder
-        self.log, self.standin = scratch / "log", scratch / "standin.json"
-        self.tree: Tree = yaml.safe_load((folder / "params.yaml").read_text())
-        self.text = (folder / "params.yaml").read_text()
-
-    def write_params(self, tree: Tree) -> None:
-        self.tree = tree
-        self.write_text(yaml.safe_dump(tree, sort_keys=False))
-
-    def write_text(self, text: str) -> None:
-        self.text = text
-        (self.folder / "params.yaml").write_text(text)
-
-    def code(self, stage_file: str, *by_name: str) -> tuple[list[bytes], list[str]]:
-        """The bytes, and the meaning, of all code that a stage's file imports."""
-        exempt = "stages/shared/params.py"
-        files = sorted(f for f in closure(stage_file) if "*" not in f and f != exempt)
-        contents = [(self.folder / file).read_bytes() for file in [*files, *by_name]]
-        return contents, [meaning(content) for content in contents]
-
-    def stages(self) -> dict[str, Stage]:
-        """Every stage of the project as it is now, upstream ones first."""
-        found = {}
-        for name, config in self.tree["datasets"].items():
-            code = self.code("stages/download.py", f"stages/datasets/{config['source']}.py")
-            found[f"download@{name}"] = Stage([config, code[0]], [config, code[1]], [])
-            code = self.code("stages/stats.py")
-            found[f"stats@{name}"] = Stage(code[0], code[1], [f"download@{name}"])
-        code, variants = self.code("stages/lineup.py"), self.tree["variants"]
-        found["lineup"] = Stage([variants, code[0]], [self.lineup(), code[1]], [])
-        for name, variant in variants.items():
-            recipe, dataset = self.tree["recipes"][variant["recipe"]], variant["dataset"]
-            code = self.code("stages/train.py", f"stages/models/{variant['model']}.py")
-            computes = [variant["config"], variant["seeds"], dataset, recipe, code[1]]
-            upstream = [f"download@{dataset}", f"stats@{dataset}"]
-            found[f"train@{name}"] = Stage([variant, recipe, code[0]], computes, upstream)
-            code = self.code("stages/evaluate.py")
-            upstream = [f"train@{name}", f"download@{dataset}"]
-            found[f"evaluate@{name}"] = Stage([dataset, code[0]], [dataset, code[1]], upstream)
-        for name in self.tree["datasets"]:
-            code, names = self.code("stages/plot.py"), self.lineup()[name]
-            upstream = [f"{family}@{each}" for each in names for family in ("train", "evaluate")]
-            found[f"names@{name}"] = Stage(None, names, [])  # one file of the lineup's
-            upstream += [f"names@{name}", f"download@{name}"]
-            found[f"plot@{name}"] = Stage(code[0], code[1], upstream)
-        return found
-
-    def lineup(self) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {}
-        for name, variant in sorted(self.tree["variants"].items()):
-            names.setdefault(variant["dataset"], []).append(name)
-        return names
-
-    def repro(self) -> set[str]:
-        """Runs `dvc repro`, and returns the stages whose commands ran."""
-        digests = {name: repr(stage.computes) for name, stage in self.stages().items()}
-        known = {"digests": digests, "lineup": self.lineup(), "log": str(self.log)}
-        self.standin.write_text(json.dumps(known))
-        self.log.write_text("")
-        with Repo(str(self.folder)) as repo:
-            repo.reproduce()
-        ran = self.log.read_text().split()
-        assert len(ran) == len(set(ran))
-        return set(ran)
-
-    def status(self) -> set[str]:
-        """The stages that `dvc status` calls stale: those touched directly."""
-        with Repo(str(self.folder)) as repo:
-            return set(repo.status())
-
-
-@functools.cache
-def meaning(code: bytes) -> str:
-    """What is left of code without its comments and its layout."""
-    return ast.dump(ast.parse(code))
-
-
-def must_rerun(before: dict[str, Stage], after: dict[str, Stage]) -> tuple[set[str], set[str]]:
-    """From first principles: the stages that are stale by themselves, and all that must rerun."""
-    direct, rerun, changed = set(), set(), set()
-    for name, stage in after.items():
-        old = before.get(name)
-        if old is None or old.stale_if != stage.stale_if:
-            direct.add(name)
-        if name in direct or changed.intersection(stage.upstream):
-            rerun.add(name)
-        if (
-            old is None
-            or old.computes != stage.computes
-            or changed.intersection(stage.upstream)
-            or set(old.upstream) != set(stage.upstream)
-        ):
-            changed.add(name)
-    files = {name for name in after if name.startswith("names@")}
-    return direct - files, rerun - files
-
-
-def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Lets DVC use libyaml, which is ten times faster, and lock no files: it is alone here."""
-
-    def parse(text: str, path: str | None = None, typ: str = "safe") -> Any:
-        return yaml.load(text, yaml.CSafeLoader) or {}
-
-    def dump(data: Any, stream: Any) -> None:
-        yaml.dump(json.loads(json.dumps(data)), stream, yaml.CSafeDumper, sort_keys=False)
-
-    for module in ("dvc.utils.serialize._yaml", "dvc.utils.strictyaml"):
-        patch.setattr(f"{module}.parse_yaml", parse)
-    patch.setattr("dvc.utils.serialize._yaml._dump", dump)
-    patch.setattr("dvc.rwlock.rwlock", lambda *_: contextlib.nullcontext())
-
 
 ONE_EACH = (  # a variant of each model, for the cases in which stages run
     "cifar10-simple",
@@ -173,32 +30,23 @@ ONE_EACH = (  # a variant of each model, for the cases in which stages run
 
 @pytest.fixture(scope="module")
 def project(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The clone, all up to date by stand-ins, with DVC running in this process."""
-    scratch = tmp_path_factory.mktemp("standin")
-    python = scratch / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{ROOT}/tests/standin.py" "$@"\n')
-    python.chmod(0o755)
-    project = Project(clone, scratch)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(clone)
-        patch.setenv("PATH", f"{python.parent}{os.pathsep}{os.environ['PATH']}")
-        patch.setenv("STANDIN", str(project.standin))
-        quicken(patch)
-        assert project.repro() == must_rerun({}, project.stages())[1]
+    with opened(clone, tmp_path_factory.mktemp("standin")) as project:
         yield project
 
 
 @pytest.fixture(scope="module")
-def smaller(project: Project) -> Project:
-    """The same with fewer variants, but each model and each dataset in use."""
+def smaller(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Another clone with fewer variants, but each model and each dataset in use."""
+    folder = tmp_path_factory.mktemp("smaller") / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(clone), str(folder)], check=True)
     tree = project_tree()
     tree["variants"] = {name: tree["variants"][name] for name in ONE_EACH}
     assert {variant["model"] for variant in tree["variants"].values()} == {
         path.stem for path in (ROOT / "stages" / "models").glob("*.py")
     }
-    check(project, lambda: project.write_params(tree))
-    return project
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    with opened(folder, tmp_path_factory.mktemp("standin")) as project:
+        yield project
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -275,16 +123,10 @@ def changed_leaf(tree: Tree, path: tuple[Any, ...]) -> Tree:
     elif path[-2] == "seeds":
         parent[key] = value + 100
     else:
-        parent[key] = value + 1 if isinstance(value, int) else value / 2 + 0.01
+        parent[key] = value + 1 if isinstance(value, int) else value / 2 or 0.01
         if key == "fraction":
             at(tree, path[:2])["selection"] |= {"keep": "last", "patience_epochs": "unlimited"}
     params.Params.model_validate(tree)
-    return tree
-
-
-def project_tree() -> Tree:
-    """The shipped parameters."""
-    tree: Tree = yaml.load((ROOT / "params.yaml").read_text(), yaml.CSafeLoader)
     return tree
 
 
@@ -315,12 +157,14 @@ def wrongly_stale(project: Project, paths: list[tuple[Any, ...]]) -> dict[str, A
     return wrong
 
 
+@pytest.mark.xdist_group("leaves")
 def test_each_kind_of_leaf_makes_exactly_its_stages_stale(project: Project) -> None:
     paths = one_of_each_kind()
     assert len(paths) > 40
     assert not wrongly_stale(project, paths)
 
 
+@pytest.mark.xdist_group("leaves")
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))  # so that several processes can share them
 def test_every_leaf_makes_exactly_its_stages_stale(project: Project, part: int) -> None:
@@ -328,6 +172,7 @@ def test_every_leaf_makes_exactly_its_stages_stale(project: Project, part: int) 
     print(f"\n{len(LEAVES[part::4])} of {len(LEAVES)} leaves of params.yaml")
 
 
+@pytest.mark.xdist_group("cases")
 @pytest.mark.parametrize(
     "path",
     [
@@ -355,6 +200,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "stages").rglob("
 OTHERS = ["tools/show.py", "README.md", "Makefile", "pyproject.toml", "tests/conftest.py"]
 
 
+@pytest.mark.xdist_group("cases")
 @pytest.mark.parametrize("edit", ["# a comment\n", "CHANGED = 1\n"], ids=["comment", "meaning"])
 @pytest.mark.parametrize("file", FILES + OTHERS)
 def test_a_changed_file_reruns_what_imports_it(smaller: Project, file: str, edit: str) -> None:
@@ -393,6 +239,7 @@ def renamed(tree: Tree, old: str, new: str) -> Tree:
     return {new if key == old else key: value for key, value in tree.items()}
 
 
+@pytest.mark.xdist_group("cases")
 def test_a_variant_that_is_added_renamed_and_removed(smaller: Project) -> None:
     def add(tree: Tree) -> None:
         tree["variants"]["shapes-new"] = {**tree["variants"]["shapes-lenet"], "seeds": [99]}
@@ -410,6 +257,7 @@ def test_a_variant_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert ran == {"lineup", "plot@shapes"}
 
 
+@pytest.mark.xdist_group("cases")
 def test_a_recipe_that_is_added_renamed_and_removed(smaller: Project) -> None:
     def add(tree: Tree) -> None:
         tree["recipes"]["new"] = {**tree["recipes"]["demo"], "epochs": 99}
@@ -424,6 +272,7 @@ def test_a_recipe_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert ran == {"lineup", "train@cifar10-shallow"}  # the same training: nothing follows
 
 
+@pytest.mark.xdist_group("cases")
 def test_a_dataset_that_is_added_renamed_and_removed(smaller: Project) -> None:
     def add(tree: Tree) -> None:
         tree["datasets"]["dots"] = {**tree["datasets"]["shapes"], "seed": 5}
@@ -445,6 +294,7 @@ def test_a_dataset_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert check(smaller, edited(smaller, drop), restored="lineup") == {"lineup"}
 
 
+@pytest.mark.xdist_group("cases")
 def test_an_architecture_that_is_added_renamed_and_removed(smaller: Project) -> None:
     models = smaller.folder / "stages" / "models"
 
@@ -458,6 +308,7 @@ def test_an_architecture_that_is_added_renamed_and_removed(smaller: Project) -> 
     assert ran == {"lineup", "train@shapes-lenet"}  # the same network: nothing follows
 
 
+@pytest.mark.xdist_group("cases")
 def test_order_comments_and_spelling_rerun_nothing(smaller: Project) -> None:
     def reordered(value: Any) -> Any:
         if not isinstance(value, dict):

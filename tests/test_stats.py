@@ -128,7 +128,7 @@ def test_the_command_writes_the_statistics_and_the_class_counts(
     save_split(toy_split, tmp_path / "train")
     result = command(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("stats train: 60 images, mean 0.")
+    assert result.stdout.startswith("stats train: 60 images, channels of 0 to 1 have mean 0.")
     written = json.loads((tmp_path / "out/stats.json").read_text())
     assert written.pop("class_counts") == {"circle": 20, "square": 20, "star": 20}
     assert written == compute_stats(toy_split.images)

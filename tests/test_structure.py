@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tools import readme as tools_readme
+
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -147,9 +149,16 @@ def test_the_readme_names_every_file_and_every_target() -> None:
     for folder in ("stages", "tools"):
         for path in (ROOT / folder).rglob("*.py"):
             assert path.name in readme, path
-    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for target in targets:
         assert f"make {target}" in readme, target
     assert "make demo" in readme
     for name in PARAMS["variants"]:
         assert f"`{name}`" in readme, name
+
+
+def test_the_readme_has_the_results_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text()
+    assert "| `cifar10-air94` |" in readme
+    assert readme == tools_readme.updated(readme), "`python -m tools.readme --write`"

@@ -567,12 +567,13 @@ def test_the_command_resumes_writes_its_outputs_and_removes_its_checkpoints(
     assert len(list(project.glob("checkpoints/*/seed-*/*.npz"))) == 4
 
     monkeypatch.setattr(Training, "save", whole)
-    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--verbose"])
+    assert "91,651" not in capsys.readouterr().out
     stage.main()
     said = capsys.readouterr().out
     assert "Resuming seed 1 after epoch 2" in said
     assert "92,246" not in said  # three classes here
-    assert "91,651" in said  # the model summary
+    assert "91,651" in said  # the model summary, with --verbose
     assert {path.name for path in project.iterdir()} == before | set(OUTPUTS)
     assert {path.name for path in (project / "checkpoints").iterdir()} == {"lock", "owner"}
 

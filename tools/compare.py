@@ -23,6 +23,7 @@ from stages.shared.stage import StageError, run
 from tools.results import Result, Revision
 
 CONFIDENCE = 0.95
+SMALLEST_P = 1e-99
 
 
 def main() -> None:
@@ -155,14 +156,21 @@ def sentence(each: dict[str, Any]) -> str:
         if word in ("better", "worse")
         else f"{each['a']} and {each['b']}: {word}"
     )
-    seeds = ", one model each" if each["p_seeds"] is None else f", seeds p = {each['p_seeds']:.2g}"
+    seeds = (
+        ", one model each" if each["p_seeds"] is None else f", seeds p {p_text(each['p_seeds'])}"
+    )
     return (
         f"{relation}. Accuracy {each['accuracy_a']:.2%} against {each['accuracy_b']:.2%}, "
         f"difference {100 * each['difference']:+.2f} points (95 % interval "
         f"{100 * each['low']:+.2f} to {100 * each['high']:+.2f}); images that only one gets right: "
-        f"{each['only_a_right']} and {each['only_b_right']}, exact McNemar p = "
-        f"{each['p_images']:.2g}{seeds}."
+        f"{each['only_a_right']} and {each['only_b_right']}, exact McNemar p "
+        f"{p_text(each['p_images'])}{seeds}."
     )
+
+
+def p_text(p: float) -> str:
+    """`= 0.013`, or `< 1e-99` where nobody minds how much."""
+    return f"= {p:.2g}" if p >= SMALLEST_P else f"< {SMALLEST_P:.0e}"
 
 
 if __name__ == "__main__":

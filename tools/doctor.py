@@ -385,14 +385,19 @@ def check_gitignore(folder: Path) -> list[Finding]:
 
 
 def check_hooks(folder: Path) -> list[Finding]:
-    """That commits are checked by pre-commit."""
+    """That commits are checked by pre-commit, and dvc.lock is merged stage by stage."""
     git = ask(folder, "git", "rev-parse", "--git-path", "hooks/pre-commit")
     if git.returncode:
         raise StageError(last_line(git.stderr))
     hook = folder / git.stdout.strip()
-    if hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text():
-        return [Finding("ok", "pre-commit checks each commit")]
-    return [Finding("warning", "commits are not checked", "`pre-commit install`.")]
+    missing = []
+    if not (hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text()):
+        missing.append("commits are not checked")
+    if ask(folder, "git", "config", "merge.dvc-lock.driver").returncode:
+        missing.append("dvc.lock is merged line by line")
+    if missing:
+        return [Finding("warning", ", ".join(missing), "`make setup-git`.")]
+    return [Finding("ok", "pre-commit checks each commit, dvc.lock is merged stage by stage")]
 
 
 def check_lock_file(folder: Path) -> list[Finding]:

@@ -22,7 +22,7 @@ import yaml
 from stages.shared.stage import StageError, duration, outputs, run, size
 from tools import compare
 from tools.plots_page import vega_script
-from tools.results import RESULTS, Result, Revision, revisions
+from tools.results import RESULTS, WORKSPACE, Result, Revision, revisions
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -31,7 +31,6 @@ TOP_CONFUSIONS = 30
 CALIBRATION_IMAGES = 10  # a bin of fewer tells nothing
 CONFIDENCE = f"Confidence, first seed, bins of {CALIBRATION_IMAGES} images and more"
 FEW_EPOCHS = 30  # up to this, each epoch is a point
-SMALLEST_P = 1e-99
 FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
@@ -68,6 +67,8 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     datasets: list[dict[str, Any]] = []
     specs: dict[str, Any] = {}
     for dataset, members in by_dataset.items():
+        order = list(dict.fromkeys(result.variant for result in members))
+        members.sort(key=lambda result: order.index(result.variant))  # its revisions together
         pairs = comparisons([result for result in members if result.metrics], several)
         evaluated = sorted(
             (result for result in members if result.metrics),
@@ -87,7 +88,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
         )
     labelled = {label(result, several): result for result in results}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["p"] = lambda value: f"{value:.2g}" if value >= SMALLEST_P else "< 1e-99"
+    environment.filters["p"] = lambda p: compare.p_text(p).removeprefix("= ")
     page = environment.from_string(TEMPLATE.read_text()).render(
         title="CIFAR experiments",
         revisions=revs,
@@ -241,14 +242,13 @@ def chart(values: list[dict[str, Any]], **spec: Any) -> dict[str, Any] | None:
 
 def by_variant(several: bool, count: int) -> dict[str, Any]:
     """Colours by variant, dashes by revision; what is clicked on in the legend stands out."""
-    columns = 1 if count <= FEW_NAMES else 4
     legend = {"orient": "bottom", "columns": 4, "symbolLimit": 0, "labelLimit": 220}
     encoding: dict[str, Any] = {
         "color": {
             "field": "variant",
             "type": "nominal",
             "title": None,
-            "legend": legend | {"columns": max(columns, 4)},
+            "legend": legend,
             "scale": {"scheme": "tableau10" if count <= 10 else "tableau20"},
         },
         "opacity": {"condition": {"param": "chosen", "value": 1}, "value": 0.08},
@@ -472,60 +472,72 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
     )
 
 
+def confusions(result: Result, name: str) -> list[dict[str, Any]]:
+    """The cells of a variant's confusion matrix that are not empty, summed over the seeds.
+
+    With many classes: those beside the diagonal, and the most frequent only.
+    """
+    classes = [readable(each) for each in result.details["classes"]]
+    counts = np.sum([seed["confusion"] for seed in seeds_of(result)], axis=0)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    most = share.size
+    if len(classes) > MANY_CLASSES:
+        np.fill_diagonal(share, 0)
+        most = TOP_CONFUSIONS
+    places = np.argsort(-share, axis=None, kind="stable")[:most]
+    return [
+        {
+            "variant": name,
+            "true": classes[true],
+            "predicted": classes[predicted],
+            "share": rounded(share[true, predicted]),
+        }
+        for true, predicted in zip(*np.unravel_index(places, share.shape), strict=True)
+        if share[true, predicted] > 0
+    ]
+
+
 def confusion_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
     """A variant of choice: its confusion matrix or, with many classes, what is confused most."""
-    values: list[dict[str, Any]] = []
-    classes: list[str] = []
-    for result in results:
-        if not seeds_of(result):
-            continue
-        classes = [readable(name) for name in result.details["classes"]]
-        counts = np.sum([seed["confusion"] for seed in seeds_of(result)], axis=0)
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        wrong = np.where(np.eye(len(classes), dtype=bool), 0, share)
-        told = share if len(classes) <= MANY_CLASSES else wrong
-        order = np.argsort(-told, axis=None, kind="stable")
-        for place in order if told is share else order[:TOP_CONFUSIONS]:
-            true, predicted = np.unravel_index(place, told.shape)
-            if told[true, predicted] > 0:
-                values.append(
-                    {
-                        "variant": label(result, several),
-                        "true": classes[true],
-                        "predicted": classes[predicted],
-                        "share": rounded(share[true, predicted]),
-                    }
-                )
+    there = [result for result in results if seeds_of(result)]
+    values = [each for result in there for each in confusions(result, label(result, several))]
+    if not values:
+        return None
+    classes = [readable(name) for name in there[0].details["classes"]]
     options = list(dict.fromkeys(value["variant"] for value in values))
-    common = {
-        "params": [choice("shown", "Variant ", options, 0)],
-        "transform": [
+    drawn = confusion_bars() if len(classes) > MANY_CLASSES else confusion_matrix(classes)
+    return chart(
+        values,
+        params=[choice("shown", "Variant ", options, 0)],
+        transform=[
             {"filter": "datum.variant === shown"},
             {"calculate": "datum.true + ' taken for ' + datum.predicted", "as": "pair"},
         ],
-    }
-    if len(classes) > MANY_CLASSES:
-        bar = {
+        **drawn,
+    )
+
+
+def confusion_bars() -> dict[str, Any]:
+    x = {"field": "share", "type": "quantitative", "axis": PERCENT}
+    return {
+        "height": {"step": 14},
+        "mark": {"type": "bar", "tooltip": True},
+        "encoding": {
             "y": {"field": "pair", "type": "nominal", "title": "Confusion", "sort": "-x"},
-            "x": {
-                "field": "share",
-                "type": "quantitative",
-                "title": "Share of the true class's test images",
-                "axis": PERCENT,
-            },
-        }
-        mark = {"type": "bar", "tooltip": True}
-        return chart(values, height={"step": 14}, mark=mark, encoding=bar, **common)
-    place = {
-        "x": {"field": "predicted", "type": "nominal", "title": "Predicted", "sort": classes},
-        "y": {"field": "true", "type": "nominal", "title": "True", "sort": classes},
+            "x": x | {"title": "Share of the true class's test images"},
+        },
     }
+
+
+def confusion_matrix(classes: list[str]) -> dict[str, Any]:
     shade = {"field": "share", "type": "quantitative", "legend": None, "scale": {"scheme": "blues"}}
     dark = {"test": "datum.share > 0.5", "value": "white"}
-    return chart(
-        values,
-        encoding=place,
-        layer=[
+    return {
+        "encoding": {
+            "x": {"field": "predicted", "type": "nominal", "title": "Predicted", "sort": classes},
+            "y": {"field": "true", "type": "nominal", "title": "True", "sort": classes},
+        },
+        "layer": [
             {"mark": {"type": "rect", "tooltip": True}, "encoding": {"color": shade}},
             {
                 "mark": {"type": "text", "fontSize": 10},
@@ -536,8 +548,7 @@ def confusion_chart(results: list[Result], several: bool) -> dict[str, Any] | No
                 },
             },
         ],
-        **common,
-    )
+    }
 
 
 def readable(name: str) -> str:
@@ -565,8 +576,8 @@ def galleries(
             data = result.revision.read(RESULTS / "figures" / dataset / f"{figure}.png")
             if data is None:
                 continue
-            revision = "-".join(filter(str.isalnum, result.revision.name))
-            file = Path("figures", revision, dataset, f"{figure}.png")
+            state = result.revision.commit or WORKSPACE
+            file = Path("figures", state, dataset, f"{figure}.png")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)
             width, height = struct.unpack(">II", data[16:24])  # where a PNG has them

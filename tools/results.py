@@ -19,6 +19,7 @@ from stages.shared.stage import StageError
 
 RESULTS = Path("results")
 WORKSPACE = "workspace"
+SAME_ACCURACY = 1e-6
 
 PUBLISHED = {  # test accuracies as their sources give them; shown beside ours, never computed with
     "cifar10-simple": 0.7182,
@@ -134,8 +135,16 @@ class Result:
 
     @cached_property
     def details(self) -> dict[str, Any]:
-        """Per class and per seed; empty where this machine does not have it."""
-        return self._json("details")
+        """Per class and per seed; empty where this machine does not have it.
+
+        Raises:
+            StageError: if they belong to another run than the metrics.
+        """
+        details = self._json("details")
+        if details:
+            seeds = details["seeds"].values()
+            self._check_run(self.path("details", ".json"), [seed["accuracy"] for seed in seeds])
+        return details
 
     @cached_property
     def curves(self) -> list[dict[str, str]]:
@@ -148,7 +157,7 @@ class Result:
         """Which test images each seed's model got right: bool (seeds, images), or None.
 
         Raises:
-            StageError: if the predictions are not what evaluate writes.
+            StageError: if the predictions are not what evaluate writes, or of another run.
         """
         path = self.path("predictions", ".csv")
         data = self.revision.read(path)
@@ -166,6 +175,7 @@ class Result:
         rows = [[found[index] for index in sorted(found)] for found in right.values()]
         if not rows or len({len(row) for row in rows}) > 1:
             raise StageError(f"{path} must have the same images for each seed. Run `dvc repro`.")
+        self._check_run(path, [float(np.mean(row)) for row in rows])
         return np.array(rows)
 
     @property
@@ -208,6 +218,16 @@ class Result:
     def path(self, kind: str, suffix: str) -> Path:
         """Where a kind of result lies, such as ("metrics", ".json")."""
         return RESULTS / kind / self.dataset / f"{self.variant}{suffix}"
+
+    def _check_run(self, path: Path, accuracies: list[float]) -> None:
+        """Git has the metrics and DVC the rest: a checkout by git alone leaves two runs mixed."""
+        expected = self.metrics.get("accuracy", np.mean(accuracies))
+        if abs(np.mean(accuracies) - expected) > SAME_ACCURACY:
+            raise StageError(
+                f"{path} must be of the run that {self.path('metrics', '.json')} tells of, whose "
+                f"accuracy is {expected:.4f}. Received: {np.mean(accuracies):.4f}. `dvc checkout` "
+                f"fetches the right one, `dvc repro evaluate@{self.variant}` makes it."
+            )
 
     def _json(self, kind: str) -> dict[str, Any]:
         return self.revision.read_json(self.path(kind, ".json"))

@@ -1,0 +1,188 @@
+"""Merges of dvc.lock: through git and DVC, with stand-ins for the stages' commands."""
+
+import itertools
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from rerunning import Project, Tree, opened
+
+from stages.shared.stage import StageError
+from tools import merge_lock
+
+Stages = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "merged", "dropped"),
+    [
+        ({"a": 1}, {"a": 1}, {"a": 1}, []),
+        ({"a": 2}, {"a": 1}, {"a": 2}, []),
+        ({"a": 1}, {"a": 2}, {"a": 2}, []),
+        ({"a": 2}, {"a": 2}, {"a": 2}, []),
+        ({"a": 2}, {"a": 3}, {}, ["a"]),
+        ({}, {"a": 1}, {}, []),
+        ({"a": 1}, {}, {}, []),
+        ({}, {"a": 2}, {}, ["a"]),
+        ({"a": 2}, {}, {}, ["a"]),
+        ({"a": 1, "b": 1}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, []),
+        ({"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 1}, ["b"]),
+    ],
+)
+def test_each_stage_is_merged_whole(
+    ours: Stages, theirs: Stages, merged: Stages, dropped: list[str]
+) -> None:
+    assert merge_lock.merge({"a": 1}, ours, theirs) == (merged, dropped)
+
+
+def run_driver(folder: Path, *texts: str) -> str:
+    """Merges three files by the driver, and returns the result's text."""
+    paths = [folder / name for name in ("base", "ours", "theirs")]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["merge_lock", *map(str, paths)])
+        merge_lock.main()
+    return paths[1].read_text()
+
+
+def test_numbers_are_written_as_dvc_wrote_them(tmp_path: Path) -> None:
+    lock = (ROOT / "dvc.lock").read_text()
+    assert "1e-05" in lock or "e-0" in lock or "0.0001" in lock
+    assert run_driver(tmp_path, lock, lock, lock) == lock
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["stages: [", "schema: '1.0'\nstages: {}\n", "schema: '2.0'\n", "[1]", "<<<<<<< ours\n", "\0"],
+)
+def test_what_is_no_lock_file_is_left_to_people(tmp_path: Path, text: str) -> None:
+    whole = "schema: '2.0'\nstages: {}\n"
+    with pytest.raises(StageError, match=r"theirs must be a dvc\.lock of schema 2\.0"):
+        run_driver(tmp_path, whole, whole, text)
+    assert (tmp_path / "ours").read_text() == whole
+
+
+# What a branch may do to a variant, as functions that change the parameters in place.
+
+
+def add(tree: Tree, name: str, branch: str) -> None:
+    tree["variants"][f"{name}-{branch}"] = dict(tree["variants"][name])
+
+
+def change(tree: Tree, name: str, branch: str) -> None:
+    tree["variants"][name]["seeds"] = [{"one": 11, "two": 22}[branch]]
+
+
+def remove(tree: Tree, name: str, branch: str) -> None:
+    del tree["variants"][name]
+
+
+def rename(tree: Tree, name: str, branch: str) -> None:
+    tree["variants"][f"{name}-{branch}"] = tree["variants"].pop(name)
+
+
+Edit = Callable[[Tree, str, str], None]
+KEPT = ("shapes-lenet", "shapes-simple", "shapes-convnet")
+
+
+def git(project: Project, *arguments: str, ok: bool = True) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=project.folder, capture_output=True, text=True, check=False
+    )
+    assert not ok or result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def repository(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Three variants with results, committed, in a repository with the merge drivers."""
+    tree: Tree = yaml.safe_load((clone / "params.yaml").read_text())
+    tree["variants"] = {name: tree["variants"][name] for name in KEPT}
+    tree["datasets"] = {"shapes": tree["datasets"]["shapes"]}
+    (clone / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    with opened(clone, tmp_path_factory.mktemp("standin")) as project:
+        commit(project, tree, "start")
+        driver = f"{shlex.quote(sys.executable)} -m tools.merge_lock %O %A %B"
+        git(project, "config", "merge.dvc-lock.driver", driver)
+        git(project, "config", "merge.dvc-result.driver", "true")
+        yield project
+
+
+def commit(project: Project, tree: Tree, message: str) -> set[str]:
+    """Brings results up to date with the parameters and commits both."""
+    project.write_params(tree)
+    ran = project.repro()
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--allow-empty", "--message", message)
+    return ran
+
+
+def copy_of(tree: Tree) -> Tree:
+    copied: Tree = yaml.safe_load(yaml.safe_dump(tree))
+    return copied
+
+
+def merged_on(
+    project: Project,
+    one: tuple[Edit, str],
+    two: tuple[Edit, str],
+) -> tuple[set[str], set[str]]:
+    """Does one thing on each of two branches and merges them.
+
+    Returns:
+        The stages that ran after the merge, and those whose lock entries it kept.
+    """
+    git(project, "checkout", "--quiet", "--force", "main")
+    start = yaml.safe_load((project.folder / "params.yaml").read_text())
+    together = copy_of(start)
+    for branch, (edit, name) in (("one", one), ("two", two)):
+        git(project, "checkout", "--quiet", "--force", "-B", branch, "main")
+        tree = copy_of(start)
+        edit(tree, name, branch)
+        commit(project, tree, branch)
+        edit(together, name, branch)
+    git(project, "checkout", "--quiet", "--force", "-B", "merged", "one")
+    git(project, "merge", "--no-edit", "two", ok=False)
+    unmerged = set(git(project, "diff", "--name-only", "--diff-filter=U").split())
+    assert not [path for path in unmerged if path == "dvc.lock"], unmerged
+    kept = set(yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"])
+    ran = commit(project, together, "Merged")  # with what people make of params.yaml
+    assert project.repro() == set()
+    return ran, kept
+
+
+EDITS = (add, change, remove, rename)
+ALWAYS = {"lineup", "plot@shapes"}  # what all variants are in
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        pytest.param(*pair, marks=[] if pair[0] is pair[1] else pytest.mark.slow)
+        for pair in itertools.product(EDITS, EDITS)
+    ],
+)
+def test_branches_that_touch_two_variants_merge_without_training(
+    repository: Project, one: Edit, two: Edit
+) -> None:
+    ran, kept = merged_on(repository, (one, KEPT[0]), (two, KEPT[1]))
+    assert ran <= ALWAYS
+    for name in yaml.safe_load((repository.folder / "params.yaml").read_text())["variants"]:
+        assert {f"train@{name}", f"evaluate@{name}"} <= kept
+
+
+def test_a_variant_that_both_branches_changed_runs_again_and_no_other(repository: Project) -> None:
+    def last(tree: Tree, name: str, branch: str) -> None:
+        change(tree, name, branch)
+
+    ran, kept = merged_on(repository, (change, KEPT[0]), (last, KEPT[0]))
+    assert f"train@{KEPT[0]}" not in kept
+    assert ran <= ALWAYS | {f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}"}
+    assert f"train@{KEPT[2]}" in kept

@@ -1,0 +1,79 @@
+"""Git's merge driver for dvc.lock: stage by stage, where git alone would leave conflict markers.
+
+    make setup-git        # once per clone
+
+A stage whose entry only one branch changed, added or removed is merged as that branch has it. One
+that both changed, and not to the same, is left out: DVC then runs it again, or takes it from its
+run cache. An entry is never mixed from two, so whatever DVC calls up to date after a merge is.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from stages.shared.stage import StageError, outputs, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Merge two versions of dvc.lock, as git asks.")
+    parser.add_argument("base", type=Path, help="git's %%O: what both began with; may be empty")
+    parser.add_argument("ours", type=Path, help="git's %%A; the result is written here")
+    parser.add_argument("theirs", type=Path, help="git's %%B")
+    args = parser.parse_args()
+
+    base, ours, theirs = (read(path) for path in (args.base, args.ours, args.theirs))
+    stages, dropped = merge(base, ours, theirs)
+    from dvc.utils.serialize import dump_yaml
+
+    with outputs(args.ours) as (partial,):
+        dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
+    if dropped:
+        print(
+            f"dvc.lock: changed in both, so `dvc repro` runs: {', '.join(dropped)}", file=sys.stderr
+        )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The stages of a lock file; none in an empty one.
+
+    Raises:
+        StageError: if it is not what DVC writes. Git then leaves the merge to people.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import load_yaml
+
+    try:
+        values = load_yaml(str(path)) or {"schema": "2.0", "stages": {}}
+        if values["schema"] != "2.0":
+            raise ValueError(f"schema {values['schema']}")
+        return dict(values["stages"].items())
+    except (DvcException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"{path} must be a dvc.lock of schema 2.0. Received: {error!r}. "
+            "Take one side's, `git checkout --ours dvc.lock`, and `dvc repro`."
+        ) from None
+
+
+def merge(
+    base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Merges the stages of three lock files.
+
+    Returns:
+        The merged stages, ours first, and the names of those left out as both sides changed them.
+    """
+    merged, dropped = {}, []
+    for name in dict.fromkeys([*ours, *theirs]):
+        original, a, b = base.get(name), ours.get(name), theirs.get(name)
+        if a != b and original not in (a, b):
+            dropped.append(name)
+            continue
+        kept = b if a == original else a
+        if kept is not None:
+            merged[name] = kept
+    return merged, dropped
+
+
+if __name__ == "__main__":
+    run(main)
