@@ -89,7 +89,7 @@ def train(
     environment = record.environment(recipe["deterministic"])
     print(
         f"train {args.variant}: {variant['model']} on {environment['device']}, "
-        f"{len(variant['seeds'])} seeds, {recipe['epochs']} epochs each",
+        f"seeds {', '.join(map(str, variant['seeds']))}, {recipe['epochs']} epochs each",
         flush=True,
     )
     fingerprint = checkpoint.fingerprint(
@@ -117,7 +117,7 @@ def train(
         record.write_record(facts, run_record, args.record)
     remove(args.checkpoints / fingerprint)
     print(
-        f"train {args.variant}: {len(trainings)} seeds in {duration(facts['train_seconds'])} each, "
+        f"train {args.variant}: {duration(facts['train_seconds'])} per seed, "
         f"{facts['images_per_second']:,.0f} images/s; last training accuracy "
         f"{trainings[-1]['rows'][-1]['accuracy']:.2%}; {args.weights}, {size(args.weights)}"
     )
