@@ -1,8 +1,9 @@
-"""tools/launch.py: parallel runs through Ray and DVC, with stand-ins for the stages' commands."""
+"""tools/launch.py on one machine, with DVC, and stand-ins for the stages' commands."""
 
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -15,7 +16,8 @@ import pytest
 import yaml
 from rerunning import Project, opened
 
-from tools import launch, node, pipeline
+from stages.shared.stage import StageError
+from tools import launch, local, node, pipeline
 from tools.pipeline import Step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +95,7 @@ def test_a_failure_holds_back_only_what_depends_on_it_and_the_lock_becomes_a_ser
     assert shapes.repro(TARGET) == set()
 
 
-def test_an_interrupted_launch_ends_all_that_it_started_and_listened_on_loopback_only(
+def test_an_interrupted_launch_ends_all_that_it_started(
     shapes: Project,
 ) -> None:
     tree = yaml.safe_load(shapes.text)
@@ -105,19 +107,12 @@ def test_an_interrupted_launch_ends_all_that_it_started_and_listened_on_loopback
     )
     wait_for(lambda: len(shapes.log.read_text().split()) == 2)
     started = psutil.Process(process.pid).children(recursive=True)
-    addresses = [
-        connection.laddr.ip
-        for each in started
-        for connection in each.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    assert len(started) >= 4  # two of DVC's, with a stage each
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "Interrupted; ending train@shapes-" in stderr
     assert not [each for each in started if each.is_running() and each.status() != "zombie"]
-    assert addresses
-    assert {ip.removeprefix("::ffff:") for ip in addresses} <= {"127.0.0.1", "::1"}
     assert shapes.repro(TARGET) >= {"train@shapes-lenet", "train@shapes-simple"}
 
 
@@ -134,6 +129,60 @@ def test_bad_arguments_are_named(shapes: Project, arguments: list[str], message:
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_job", "shares"),
+    [
+        ([], 1.0, []),
+        (["0", "1"], 1.0, ["0", "1"]),
+        (["0", "1"], 0.5, ["0", "1", "0", "1"]),
+        (["3"], 0.3, ["3", "3", "3"]),
+        (["0", "1", "2", "3", "4"], 2.0, ["0,1", "2,3"]),
+    ],
+)
+def test_each_job_sees_its_share_of_the_gpus(
+    gpus: list[str], per_job: float, shares: list[str]
+) -> None:
+    assert local.gpu_shares(gpus, per_job) == shares
+
+
+def test_more_gpus_than_there_are_is_an_error() -> None:
+    with pytest.raises(StageError, match=r"must be at most 1\. Received: 2\."):
+        local.gpu_shares(["0"], 2.0)
+
+
+def test_gpus_are_those_that_the_user_left_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-77")
+    assert local.visible_gpus() == ["2", "GPU-77"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert local.visible_gpus() == []
+
+
+def test_trainings_take_turns_on_a_gpu_and_other_stages_do_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    together, most, lock = set[str](), list[int](), threading.Lock()
+
+    def work(job: dict[str, Any]) -> dict[str, Any]:
+        device = job.get("environment", {}).get("CUDA_VISIBLE_DEVICES", "none")
+        with lock:
+            assert device == "none" or device not in together
+            together.add(device)
+            most.append(len(together))
+        time.sleep(0.02)
+        with lock:
+            together.discard(device)
+        return {"device": device}
+
+    monkeypatch.setattr(node, "run_here", work)
+    with local.connected(4, 1.0, 2) as connection:
+        names = [f"train@{n}" for n in range(8)] + ["stats@shapes"]
+        jobs = [connection.run_here({"stage": name}) for name in names]
+        devices = [connection.outcome(job)["device"] for job in jobs]
+    assert set(devices[:-1]) == {"0", "1"} and devices[-1] == "none"
+    assert max(most) <= 3
 
 
 DIAMOND = {
@@ -273,10 +322,10 @@ while True:
 LAUNCHES = """
 import sys
 from pathlib import Path
-from tools import cluster, launch, pipeline
+from tools import launch, local, pipeline
 path = Path("params.yaml")
 lost = recorded = 0
-with cluster.connected(None, 4, 1.0, 2) as connection:
+with local.connected(4, 1.0, 2) as connection:
     for n in range(int(sys.argv[1])):
         text = path.read_text()
         path.write_text(text.replace("seeds: [", f"seeds: [{1000 + n}, "))

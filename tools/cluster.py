@@ -1,5 +1,6 @@
-"""The Ray that tools/launch.py runs stages on: one of its own on this machine, or a cluster's."""
+"""The Ray cluster that tools/launch.py runs stages on, and what its nodes are to fetch."""
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -8,25 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from stages.shared.stage import StageError
 from tools import node
+from tools.local import ON_DEVICE
 
-ENDING_SECONDS = 10
-OBJECT_STORE_BYTES = 128 * 1024 * 1024  # stages talk through files: only outcomes pass through it
 NODE_LOSSES = 3  # how often a stage is begun anew elsewhere because its node died
-ON_DEVICE = ("train@", "evaluate@")
-
-# Before Ray is loaded. A Ray of our own listens on the loopback address only (the setting's name
-# tells of the systems where that is Ray's default), asks for a token, sends no statistics, and
-# ends with all its children.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-LOCAL_SETTINGS = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_process_group_cleanup_enabled": "true",
-}
 
 
 @dataclass(frozen=True)
@@ -108,43 +96,30 @@ def git(*arguments: str) -> str:
 
 
 class Connection:
-    """Runs stages on Ray.
+    """Runs stages on a cluster.
 
     Args:
         ray: the module, connected.
-        local: whether this Ray is our own.
-        jobs: stages at a time; None for one per GPU share or share of cores.
+        jobs: stages at a time; None for as many as the cluster has room for.
         gpus_per_job, cpus_per_job: what a training or an evaluation takes.
+
+    Raises:
+        StageError: if the cluster has not as many GPUs.
     """
 
-    def __init__(
-        self, ray: Any, local: bool, jobs: int | None, gpus_per_job: float, cpus_per_job: int
-    ) -> None:
-        self._ray = ray
-        resources = ray.cluster_resources()
-        gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
-        self._gpus = gpus_per_job if gpus else 0
+    def __init__(self, ray: Any, jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> None:
+        self._ray, self.jobs = ray, jobs
+        gpus = ray.cluster_resources().get("GPU", 0)
         if gpus and gpus < gpus_per_job:
             raise StageError(
                 f"--gpus-per-job must be at most {gpus:g}. Received: {gpus_per_job:g}."
             )
-        self._board: Any = None if local else ray.remote(num_cpus=0)(node.Board).remote()
-        self._cpus: float = cpus_per_job
-        self.jobs = jobs
-        if local:  # where the jobs are counted here, not by Ray's cores
-            self._cpus = 0
-            share = gpus / gpus_per_job if gpus else cpus // cpus_per_job
-            self.jobs = jobs or max(1, int(share))
-
-    def run_here(self, job: dict[str, Any]) -> Any:
-        return self._start(node.run_here, job, str(Path.cwd()), job)
+        self._gpus = gpus_per_job if gpus else 0
+        self._cpus = cpus_per_job
+        self._board = ray.remote(num_cpus=0)(node.Board).remote()
 
     def run_on_node(self, job: dict[str, Any]) -> Any:
         return self._start(node.run_on_node, job, job, self._board)
-
-    def lines(self) -> dict[str, str]:
-        """The last line that each stage on a node has printed."""
-        return dict(self._ray.get(self._board.read.remote()))
 
     def run_trial(self, job: dict[str, Any]) -> Any:
         return self._start(node.run_trial, job, job)
@@ -153,6 +128,10 @@ class Connection:
         gpus = self._gpus if job["stage"].startswith(ON_DEVICE) else 0
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": NODE_LOSSES}
         return self._ray.remote(**options)(function).options(name=job["stage"]).remote(*arguments)
+
+    def lines(self) -> dict[str, str]:
+        """The last line that each stage on a node has printed."""
+        return dict(self._ray.get(self._board.read.remote()))
 
     def finished(self, references: list[Any], seconds: float) -> list[Any]:
         """Waits for a stage to end, that long at most; returns those that have ended."""
@@ -167,60 +146,32 @@ class Connection:
             text = str(error).strip()
             return {"code": 1, "ran": True, "error": text, "log": text.encode()}
 
-    def cancel(self, references: list[Any]) -> None:
-        for reference in references:
-            self._ray.cancel(reference, force=True)
-
 
 @contextmanager
 def connected(
-    address: str | None, jobs: int | None, gpus_per_job: float, cpus_per_job: int
+    address: str, jobs: int | None, gpus_per_job: float, cpus_per_job: int
 ) -> Iterator[Connection]:
-    """A connection to the cluster at that address, or to a Ray started here and ended with us.
+    """A connection to the cluster at that address; its stages end with the connection.
 
     Raises:
         StageError: if Ray is not installed or cannot be reached.
     """
     os.environ.update(SETTINGS)
-    if address is None:
-        os.environ.update(LOCAL_SETTINGS)
     try:
         import ray
     except ModuleNotFoundError:
         raise StageError(
-            "tools.launch needs Ray, the extra `cluster`. Received: no Ray. `make setup`."
+            "--address needs Ray, the extra `cluster`. Received: no Ray. `make setup`."
         ) from None
     ray.cloudpickle.register_pickle_by_value(node)  # type: ignore[no-untyped-call]
-    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(address, **options)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise StageError(
             f"--address must be that of a Ray cluster which this machine belongs to. Received: "
             f"{address}: {error}"
         ) from None
     try:
-        yield Connection(ray, address is None, jobs, gpus_per_job, cpus_per_job)
+        yield Connection(ray, jobs, gpus_per_job, cpus_per_job)
     finally:
-        children = psutil.Process().children(recursive=True)
         ray.shutdown()
-        end(children)
-
-
-def end(processes: list[psutil.Process]) -> None:
-    """Ends what is left of them, gently first."""
-    for process in processes:
-        _signal(process, "terminate")
-    _, alive = psutil.wait_procs(processes, ENDING_SECONDS)
-    for process in alive:
-        _signal(process, "kill")
-    psutil.wait_procs(alive, ENDING_SECONDS)
-
-
-def _signal(process: psutil.Process, how: str) -> None:
-    try:
-        getattr(process, how)()
-    except psutil.Error:
-        return

@@ -19,7 +19,7 @@ from typing import Any
 
 from stages.shared import params
 from stages.shared.stage import StageError, duration, outputs, run
-from tools import cluster, node, pipeline
+from tools import cluster, local, node, pipeline
 from tools.display import WORDS, Display
 from tools.pipeline import Step
 
@@ -44,9 +44,7 @@ def main() -> None:
     known = list(pipeline.locked())
     source = cluster.elsewhere(args.remote) if args.address else None
     try:
-        with cluster.connected(
-            args.address, args.jobs, args.gpus_per_job, args.cpus_per_job
-        ) as connection:
+        with connected(args) as connection:
             where = Nodes(connection, source) if source else Here(connection)
             code = Launch(steps, outdated, where).run()
     finally:
@@ -83,6 +81,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def connected(args: argparse.Namespace) -> Any:
+    """A connection to this machine, or to the cluster that was asked for."""
+    shares = args.jobs, args.gpus_per_job, args.cpus_per_job
+    return cluster.connected(args.address, *shares) if args.address else local.connected(*shares)
+
+
 def jobs(text: str) -> int | None:
     """A number of jobs, or None for `auto`."""
     if text == "auto":
@@ -110,21 +114,20 @@ def sweep(args: argparse.Namespace) -> int:
     source = cluster.elsewhere(args.remote) if args.address else cluster.here()
     steps, _ = pipeline.plan(args.targets)
     trials = Sweep(dict(map(parse, args.sweep)), steps, args.targets, args.seeds, args.trials)
-    with cluster.connected(
-        args.address, args.jobs, args.gpus_per_job, args.cpus_per_job
-    ) as connection:
+    with connected(args) as connection:
         return report(trials.run(connection, source))
 
 
 class Here:
     """Stages run in this folder."""
 
-    def __init__(self, connection: cluster.Connection) -> None:
+    def __init__(self, connection: local.Local) -> None:
         self.connection = connection
 
     def start(self, step: Step, log: Path) -> Any:
         outs = [*step.outs, *step.small_outs]
-        return self.connection.run_here({"stage": step.name, "outs": outs, "log": str(log)})
+        job = {"root": str(Path.cwd()), "stage": step.name, "outs": outs, "log": str(log)}
+        return self.connection.run_here(job)
 
     def is_outdated(self, step: Step) -> bool:
         """DVC looks by itself when it is started."""
@@ -219,7 +222,6 @@ class Launch:
         except KeyboardInterrupt:
             names = ", ".join(self.running.values()) or "nothing"
             print(f"Interrupted; ending {names}. A training resumes later.", file=sys.stderr)
-            self.where.connection.cancel(list(self.running))
             return 128 + signal.SIGINT
 
     def start_ready(self) -> None:

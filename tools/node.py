@@ -1,4 +1,4 @@
-"""What a Ray worker does for tools/launch.py: one stage, by DVC itself.
+"""What is done for tools/launch.py here or on a node of a cluster: one stage, by DVC itself.
 
 The caller sends this module to the workers by value: it imports nothing of the project, and a node
 needs no checkout but the one that it makes here. A node of a cluster keeps its clones, one per
@@ -37,20 +37,20 @@ class Board:
         return self.lines
 
 
-def run_here(folder: str, job: dict[str, Any]) -> dict[str, Any]:
+def run_here(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one stage in the caller's own folder.
 
     Args:
-        folder: the project's root.
-        job: the `stage`, its `outs` (paths) and its `log` (a path).
+        job: the project's `root`, the `stage`, its `outs` (paths), its `log` (a path), and what
+            its `environment` has besides ours, if anything.
 
     Returns:
         `code`: 0 if all went well; `ran`: whether its command was started.
     """
-    log = Path(folder, job["log"])
+    root, log = Path(job["root"]), Path(job["root"], job["log"])
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w+b") as file:
-        return reproduce(Path(folder), job["stage"], job["outs"], file)
+        return reproduce(root, job["stage"], job["outs"], file, job.get("environment"))
 
 
 def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
@@ -118,14 +118,20 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             ["exp", "save", "--force", "--name", job["name"], *untracked, job["stage"]],
             ["exp", "push", "--force", *share, "origin", job["name"]],
         ):
-            code = code or dvc(folder, file, *command)
+            code = code or dvc(folder, file, *command, environment=job.get("environment"))
     found = {"code": code, "log": log.read_bytes(), "files": contents(folder, job["small_outs"])}
     if code == 0:
         shutil.rmtree(folder)
     return found
 
 
-def reproduce(folder: Path, stage: str, outs: list[str], log: IO[bytes]) -> dict[str, Any]:
+def reproduce(
+    folder: Path,
+    stage: str,
+    outs: list[str],
+    log: IO[bytes],
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Has DVC bring one stage up to date, whatever else DVC is doing here meanwhile.
 
     DVC waits for the project's lock, but for half a dozen tries only for the one that guards its
@@ -134,7 +140,7 @@ def reproduce(folder: Path, stage: str, outs: list[str], log: IO[bytes]) -> dict
     """
     for _ in range(ATTEMPTS):
         begin, since = log.tell(), time.time_ns()
-        code = dvc(folder, log, "repro", "--single-item", stage)
+        code = dvc(folder, log, "repro", "--single-item", stage, environment=environment)
         log.seek(begin)
         text = log.read()
         ran = b"> python" in text or b"Running stage" in text
@@ -162,13 +168,20 @@ def written_since(path: Path, nanoseconds: int) -> bool:
     return path.exists() and path.stat().st_mtime_ns >= nanoseconds
 
 
-def dvc(folder: Path, log: IO[bytes], *arguments: str) -> int:
+def dvc(
+    folder: Path, log: IO[bytes], *arguments: str, environment: dict[str, str] | None = None
+) -> int:
     """Runs a DVC command in a folder; returns its exit status."""
-    environment = os.environ | {"VERBOSE": "1", "PYTHONUNBUFFERED": "1"}
-    environment.pop("PYTHONPATH", None)  # Ray's own
+    environment = os.environ | {"VERBOSE": "1", "PYTHONUNBUFFERED": "1"} | (environment or {})
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C is the launcher's to deal with
     )
     log.seek(0, os.SEEK_END)
     return done.returncode

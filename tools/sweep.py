@@ -21,7 +21,7 @@ import yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
-from tools import cluster, node
+from tools import cluster, local, node
 from tools.display import Display
 from tools.pipeline import Step
 
@@ -162,7 +162,9 @@ class Sweep:
         parts = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
         return "_".join([self.variant, *parts])
 
-    def run(self, connection: cluster.Connection, source: cluster.Source) -> list[dict[str, Any]]:
+    def run(
+        self, connection: cluster.Connection | local.Local, source: cluster.Source
+    ) -> list[dict[str, Any]]:
         """Runs all trials; returns each one's `name`, `values`, `accuracies` and `error`."""
         done: list[dict[str, Any]] = []
         running: dict[Any, tuple[optuna.Trial, dict[str, Any]]] = {}

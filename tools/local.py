@@ -1,0 +1,128 @@
+"""Runs stages side by side on this machine for tools/launch.py: a thread per job, a GPU share each.
+
+Ray would do that too (tools/cluster.py), but takes as long to start as a short stage, and listens.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+
+from stages.shared.stage import StageError
+from tools import node
+
+ENDING_SECONDS = 10
+ON_DEVICE = ("train@", "evaluate@")
+
+
+class Local:
+    """Runs jobs on this machine.
+
+    Args:
+        jobs: how many at a time; None for one per GPU share, or without a GPU per share of cores.
+        gpus_per_job: 1, 2, ..., or a part of one.
+        cpus_per_job: cores; counted only where there is no GPU.
+
+    Raises:
+        StageError: if there are not as many GPUs.
+    """
+
+    def __init__(self, jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> None:
+        shares = gpu_shares(visible_gpus(), gpus_per_job)
+        self.jobs = jobs or len(shares) or max(1, (os.cpu_count() or 1) // cpus_per_job)
+        self._shares: SimpleQueue[str] = SimpleQueue()  # what is free, for CUDA_VISIBLE_DEVICES
+        for share in shares:
+            self._shares.put(share)
+        self._on_gpu = bool(shares)
+        self._threads = ThreadPoolExecutor(max_workers=self.jobs)
+
+    def run_here(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
+        return self._threads.submit(self._run, node.run_here, job)
+
+    def run_trial(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
+        return self._threads.submit(self._run, node.run_trial, job)
+
+    def _run(self, function: Any, job: dict[str, Any]) -> dict[str, Any]:
+        if not (self._on_gpu and job["stage"].startswith(ON_DEVICE)):
+            return dict(function(job))
+        share = self._shares.get()
+        try:
+            return dict(function(job | {"environment": {"CUDA_VISIBLE_DEVICES": share}}))
+        finally:
+            self._shares.put(share)
+
+    def finished(self, references: list[Any], seconds: float) -> list[Any]:
+        """Waits for a job to end, that long at most; returns those that have ended."""
+        done, _ = wait(references, seconds, FIRST_COMPLETED)
+        return list(done)
+
+    def outcome(self, reference: Any) -> dict[str, Any]:
+        """What the job returned."""
+        return dict(reference.result())
+
+    def end(self) -> None:
+        """Ends what still runs, with all its processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while children := psutil.Process().children(recursive=True):
+            end_processes(children)  # a thread may have begun another meanwhile
+        self._threads.shutdown()
+
+
+@contextmanager
+def connected(jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> Iterator[Local]:
+    """This machine, on which nothing of it runs afterwards."""
+    local = Local(jobs, gpus_per_job, cpus_per_job)
+    try:
+        yield local
+    finally:
+        local.end()
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [str(number) for number, line in enumerate(lines) if line.startswith("GPU ")]
+
+
+def gpu_shares(gpus: list[str], per_job: float) -> list[str]:
+    """What each job may see: several GPUs, one, or one that others see too.
+
+    Raises:
+        StageError: if there are not as many GPUs.
+    """
+    if per_job < 1:
+        return gpus * int(1 / per_job + 1e-9)
+    size = int(per_job)
+    if gpus and len(gpus) < size:
+        raise StageError(f"--gpus-per-job must be at most {len(gpus)}. Received: {size}.")
+    whole = range(0, len(gpus) - size + 1, size)
+    return [",".join(gpus[first : first + size]) for first in whole]
+
+
+def end_processes(processes: list[psutil.Process]) -> None:
+    """Ends processes, gently first."""
+    for process in processes:
+        _signal(process, "terminate")
+    _, alive = psutil.wait_procs(processes, ENDING_SECONDS)
+    for process in alive:
+        _signal(process, "kill")
+    psutil.wait_procs(alive, ENDING_SECONDS)
+
+
+def _signal(process: psutil.Process, how: str) -> None:
+    try:
+        getattr(process, how)()
+    except psutil.Error:
+        return
