@@ -105,7 +105,7 @@ def test_an_interrupted_launch_ends_all_that_it_started(
     process = subprocess.Popen(
         command(TARGET, "--jobs", "2"), cwd=shapes.folder, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: len(shapes.log.read_text().split()) == 2)
+    wait_for(lambda: shapes.log.read_text().count("train@") == 2)
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= 4  # two of DVC's, with a stage each
     process.send_signal(signal.SIGINT)

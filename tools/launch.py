@@ -48,7 +48,8 @@ def main() -> None:
             where = Nodes(connection, source) if source else Here(connection)
             code = Launch(steps, outdated, where).run()
     finally:
-        pipeline.put_in_order(known, list(steps))
+        if not set(outdated) <= set(known):
+            pipeline.put_in_order(known, list(steps))
     sys.exit(code)
 
 
