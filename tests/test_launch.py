@@ -119,7 +119,8 @@ def test_an_interrupted_launch_ends_all_that_it_started(
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--jobs", "0"], "must be auto or a number from 1. Received: 0"),
+        (["--jobs", "0"], "--jobs: must be a number from 1. Received: 0"),
+        (["--cpus-per-job", "x"], "--cpus-per-job: must be a number from 1. Received: x"),
         (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
         (["plot@shaps"], "Stage 'plot@shaps' not found"),
     ],

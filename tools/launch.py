@@ -65,7 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--gpus-per-job", type=share, default=1.0, metavar="F", help="1, 2, ... or a part of one"
     )
-    parser.add_argument("--cpus-per-job", type=int, default=2, metavar="N", help="cores, default 2")
+    parser.add_argument(
+        "--cpus-per-job", type=count, default=2, metavar="N", help="cores, default 2"
+    )
     parser.add_argument("--pull", action="store_true", help="fetch what the DVC remote has, first")
     parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto; here if not given")
     parser.add_argument("--remote", help="the DVC remote that the nodes share; the default one")
@@ -76,9 +78,11 @@ def parse_arguments() -> argparse.Namespace:
         help="try values of a key of params.yaml: 1,2,3 or 0.01..1 or 0.01..1:log; may be repeated",
     )
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="a sweep's trials train N seeds each"
+        "--seeds", type=count, metavar="N", help="a sweep's trials train N seeds each"
     )
-    parser.add_argument("--trials", type=int, metavar="N", help="how many; all combinations if not")
+    parser.add_argument(
+        "--trials", type=count, metavar="N", help="how many; all combinations if not"
+    )
     return parser.parse_args()
 
 
@@ -88,13 +92,16 @@ def connected(args: argparse.Namespace) -> Any:
     return cluster.connected(args.address, *shares) if args.address else local.connected(*shares)
 
 
+def count(text: str) -> int:
+    """A number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1. Received: {text}")
+    return int(text)
+
+
 def jobs(text: str) -> int | None:
     """A number of jobs, or None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be auto or a number from 1. Received: {text}")
-    return int(text)
+    return None if text == "auto" else count(text)
 
 
 def share(text: str) -> float:
