@@ -60,7 +60,7 @@ STEPS: Any = {"train@shapes-lenet": None, "train@cifar10-air94": None}
         ("recipes.demo.optimiser.learning_rate=1", "shapes-lenet", "Allowed for 'optimiser': "),
         (f"{RATE}=0.1,-1", "shapes-lenet", f"{RATE}: .* Received: -1"),
         (f"{RATE}=0.1..1", "shapes-lenet", "--trials N must say how many"),
-        ("recipes.air94.epochs=3,4", "cifar10-air94", "validation.fraction .* must be above 0"),
+        ("recipes.air94.epochs=3,4", "cifar10-air94", "validation.fraction must be above 0"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(

@@ -41,6 +41,7 @@ class Local:
             self._shares.put(share)
         self._on_gpu = bool(shares)
         self._threads = ThreadPoolExecutor(max_workers=self.jobs)
+        self._others = set(psutil.Process().children())  # none of ours
 
     def run_here(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
         return self._threads.submit(self._run, node.run_here, job)
@@ -69,8 +70,9 @@ class Local:
     def end(self) -> None:
         """Ends what still runs, with all its processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while children := psutil.Process().children(recursive=True):
-            end_processes(children)  # a thread may have begun another meanwhile
+        while ours := set(psutil.Process().children()) - self._others:
+            below = [child for each in ours for child in descendants(each)]
+            end_processes([*ours, *below])  # a thread may begin another meanwhile
         self._threads.shutdown()
 
 
@@ -109,6 +111,13 @@ def gpu_shares(gpus: list[str], per_job: float) -> list[str]:
         raise StageError(f"--gpus-per-job must be at most {len(gpus)}. Received: {size}.")
     whole = range(0, len(gpus) - size + 1, size)
     return [",".join(gpus[first : first + size]) for first in whole]
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def end_processes(processes: list[psutil.Process]) -> None:
