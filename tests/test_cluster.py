@@ -124,7 +124,7 @@ def project(clone: Path, tmp_path: Path) -> Iterator[Project]:
         for line in (
             f"git init --quiet --bare {tmp_path}/team.git",
             f"git remote add origin {tmp_path}/team.git",
-            f"{sys.executable} -m dvc remote add --default team {tmp_path}/storage",
+            f"{sys.executable} -m dvc remote add --force --default team {tmp_path}/storage",
             "rm -rf dvc.lock data results .dvc/cache",
             "git add --all",
             "git commit --quiet --message Remote",
@@ -132,6 +132,7 @@ def project(clone: Path, tmp_path: Path) -> Iterator[Project]:
         ):
             subprocess.run(line.split(), cwd=project.folder, check=True)
         yield project
+        run(f"git -C {project.folder} remote remove origin")
 
 
 @pytest.fixture

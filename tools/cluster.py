@@ -108,6 +108,8 @@ class Connection:
     """
 
     def __init__(self, ray: Any, jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         self._ray, self.jobs = ray, jobs
         gpus = ray.cluster_resources().get("GPU", 0)
         if gpus and gpus < gpus_per_job:
@@ -116,7 +118,9 @@ class Connection:
             )
         self._gpus = gpus_per_job if gpus else 0
         self._cpus = cpus_per_job
-        self._board = ray.remote(num_cpus=0)(node.Board).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(node.Board)
+        self._board = board.remote()  # not on a node that may die before us
 
     def run_on_node(self, job: dict[str, Any]) -> Any:
         return self._start(node.run_on_node, job, job, self._board)
