@@ -323,7 +323,7 @@ CONTENDER = """
 import random, sys, time, zc.lockfile
 random.seed(0)
 while True:
-    path, longest = random.choice([(".dvc/tmp/lock", 1.0), (".dvc/tmp/rwlock.lock", 4.5)])
+    path, longest = random.choice([(".dvc/tmp/lock", 0.5)] * 9 + [(".dvc/tmp/rwlock.lock", 6.0)])
     try:
         lock = zc.lockfile.LockFile(path)
     except zc.lockfile.LockError:

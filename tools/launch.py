@@ -172,7 +172,7 @@ class Nodes:
 
     def is_outdated(self, step: Step) -> bool:
         """Its inputs are here: DVC can tell whether they have changed at all."""
-        return pipeline.is_outdated(step.name)
+        return step.name in pipeline.plan([step.name])[1]
 
     def lines(self, logs: dict[str, Path]) -> dict[str, str]:
         """The last line of each running stage's output, as its node tells it."""

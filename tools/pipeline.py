@@ -1,15 +1,22 @@
 """What of the pipeline is stale, in which order DVC runs it, and what dvc.lock says of it."""
 
+import argparse
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.shared.stage import StageError, outputs
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
+from stages.shared.stage import StageError, outputs, run
 
 LOCK = "dvc.lock"
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,9 @@ class Step:
 def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
     """What `dvc repro TARGETS` looks at, and what of it is out of date.
 
+    A process of its own looks: what DVC notes of who reads what may outlive a process that was kept
+    from taking the note back, and a launch goes on for hours.
+
     Returns:
         The stages by name, in DVC's order, and the names of those that may have to run, in the same
         order: what `dvc status` calls changed, and everything downstream.
@@ -41,19 +51,37 @@ def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
     Raises:
         StageError: if there is no such target, dvc.yaml is not valid, or another DVC is at work.
     """
+    command = [sys.executable, "-m", "tools.pipeline", *targets]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise StageError(done.stderr.strip().removeprefix("error: "))
+    found = json.loads(done.stdout.splitlines()[-1])
+    steps = [Step(*map(_tupled, each.values())) for each in found["steps"]]
+    return {step.name: step for step in steps}, found["outdated"]
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def main() -> None:
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
+    parser = argparse.ArgumentParser(description="Print which stages are out of date, as JSON.")
+    parser.add_argument("targets", nargs="*", help="as for `dvc repro`")
+    targets = parser.parse_args().targets
     with opened() as repo:
         wanted = collect_stages(repo, targets) if targets else list(repo.index.stages)
         graph = get_active_graph(repo.index.graph)
         order = plan_repro(graph, wanted)
         with repo.lock:
-            outdated = {stage for stage in order if stage.status()}
+            outdated = {stage for stage in order if _has_changed(stage)}
         for stage in order:
             if outdated.intersection(graph.successors(stage)):
                 outdated.add(stage)
-        steps = {stage.addressing: _step(stage, list(graph.successors(stage))) for stage in order}
-        return steps, [stage.addressing for stage in order if stage in outdated]
+        steps = [asdict(_step(stage, list(graph.successors(stage)))) for stage in order]
+        names = [stage.addressing for stage in order if stage in outdated]
+    print(json.dumps({"steps": steps, "outdated": names}))
 
 
 def _step(stage: Any, upstream: list[Any]) -> Step:
@@ -82,10 +110,15 @@ def _overlap(a: Path, b: Path) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def is_outdated(name: str) -> bool:
-    """Whether `dvc status` calls one stage changed."""
-    with opened() as repo, repo.lock:
-        return any(stage.status() for stage in repo.stage.collect(name))
+def _has_changed(stage: Any) -> bool:
+    """What `dvc status` says; asked again if the guard of DVC's readers and writers is taken."""
+    from dvc.lock import LockError
+
+    busy, tries = retry_if_exception_type(LockError), stop_after_attempt(ATTEMPTS)
+    for attempt in Retrying(retry=busy, stop=tries, reraise=True):
+        with attempt:
+            changed = bool(stage.status())
+    return changed
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:
@@ -134,3 +167,7 @@ def opened() -> Iterator[Any]:
             yield repo
     except DvcException as error:
         raise StageError(f"{error}") from None
+
+
+if __name__ == "__main__":
+    run(main)
