@@ -323,7 +323,7 @@ CONTENDER = """
 import random, sys, time, zc.lockfile
 random.seed(0)
 while True:
-    path, longest = random.choice([(".dvc/tmp/lock", 0.5)] * 9 + [(".dvc/tmp/rwlock.lock", 6.0)])
+    path, longest = random.choice([(".dvc/tmp/lock", 0.5)] * 19 + [(".dvc/tmp/rwlock.lock", 6.0)])
     try:
         lock = zc.lockfile.LockFile(path)
     except zc.lockfile.LockError:
@@ -345,8 +345,12 @@ with local.connected(4, 1.0, 2) as connection:
         path.write_text(text.replace("seeds: [", f"seeds: [{1000 + n}, "))
         steps, outdated = pipeline.plan(sys.argv[2:])
         code = launch.Launch(steps, outdated, launch.Here(connection)).run()
-        lost += len(pipeline.plan(sys.argv[2:])[1])
-        recorded += len(outdated)
+        entries = pipeline.locked()
+        for name in outdated:
+            seeds = f"variants.{name.partition('@')[2]}"
+            found = entries[name]["params"]["params.yaml"][seeds]["seeds"]
+            recorded += found[0] == 1000 + n
+            lost += found[0] != 1000 + n
         path.write_text(text)
         assert code == 0, n
 print(f"{recorded} results, {lost} lost")

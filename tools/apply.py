@@ -49,7 +49,9 @@ def read(revision: Revision, name: str) -> dict[str, Any]:
 
 def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:
     """The entries of dvc.lock that are not the baseline's."""
-    before, after = (read(each, pipeline.LOCK).get("stages", {}) for each in (baseline, revision))
+    before, after = (
+        read(each, pipeline.LOCK.name).get("stages", {}) for each in (baseline, revision)
+    )
     return {name: entry for name, entry in after.items() if before.get(name) != entry}
 
 

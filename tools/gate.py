@@ -28,11 +28,12 @@ from typing import Any, Literal, NamedTuple
 
 from stages.shared import params
 from stages.shared.stage import StageError, run
-from tools import changes, doctor, merge_lock
+from tools import changes, doctor
 from tools.doctor import some
+from tools.pipeline import LOCK, locked
 from tools.results import Revision, leaves
 
-LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+PIPELINE = Path("dvc.yaml")
 BASES = ("origin/main", "main")
 MARK = "<!-- dvc gate -->"  # by which the comment is found again, to be replaced
 MAX_DROP = 1.0  # percentage points
@@ -207,7 +208,7 @@ def read_pipeline(repo: Any) -> Pipeline:
         Broken: if dvc.lock is not what DVC writes.
     """
     try:
-        lock = merge_lock.read(LOCK) if LOCK.exists() else {}
+        lock = locked()
     except StageError as error:
         raise Broken(str(error)) from None
     stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}

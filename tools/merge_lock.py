@@ -24,10 +24,7 @@ def main() -> None:
 
     base, ours, theirs = (read(path) for path in (args.base, args.ours, args.theirs))
     stages, dropped = merge(base, ours, theirs)
-    from dvc.utils.serialize import dump_yaml
-
-    with outputs(args.ours) as (partial,):
-        dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
+    write(args.ours, stages)
     if dropped:
         print(
             f"dvc.lock: changed in both, so `dvc repro` runs: {', '.join(dropped)}", file=sys.stderr
@@ -53,6 +50,14 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} must be a dvc.lock of schema 2.0. Received: {error!r}. "
             "Take one side's, `git checkout --ours dvc.lock`, and `dvc repro`."
         ) from None
+
+
+def write(path: Path, stages: dict[str, Any]) -> None:
+    """Writes a lock file as DVC does, whole or not at all."""
+    from dvc.utils.serialize import dump_yaml
+
+    with outputs(path) as (partial,):
+        dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
 
 
 def merge(

@@ -13,9 +13,10 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, run
+from tools import merge_lock
 
-LOCK = "dvc.lock"
+LOCK = Path("dvc.lock")
 ATTEMPTS = 5
 
 
@@ -122,11 +123,8 @@ def _has_changed(stage: Any) -> bool:
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:
-    """The entries of dvc.lock, in its order."""
-    from dvc.utils.serialize import load_yaml
-
-    path = folder / LOCK
-    return dict((load_yaml(str(path)) or {}).get("stages", {})) if path.exists() else {}
+    """The entries of dvc.lock, in its order; none if there is no such file."""
+    return merge_lock.read(folder / LOCK) if (folder / LOCK).exists() else {}
 
 
 def record(entries: dict[str, Any]) -> None:
@@ -145,11 +143,8 @@ def put_in_order(known: list[str], order: list[str]) -> None:
 
 
 def _write(before: dict[str, Any], after: dict[str, Any]) -> None:
-    from dvc.utils.serialize import dump_yaml
-
     if list(before.items()) != list(after.items()):
-        with outputs(Path(LOCK)) as (partial,):
-            dump_yaml(str(partial), {"schema": "2.0", "stages": after})
+        merge_lock.write(LOCK, after)
 
 
 @contextmanager
