@@ -14,6 +14,8 @@ import psutil
 import pytest
 import yaml
 
+from tools import doctor
+
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 VARIANT = "shapes-deep-bn"
 EPOCHS = 12  # enough that a training goes on for a while after its second epoch
@@ -193,6 +195,11 @@ def inject(folder: Path, stage: str, moments: list[float], ways: list[str]) -> C
             # DVC rewrites its lock file in place. Cut short, it is git's to give back (README).
             git(folder, "checkout", "--", "dvc.lock")
             outcomes["lock file cut short"] += 1
+        rwlock = folder / ".dvc/tmp/rwlock"
+        if any(finding.level == "error" for finding in doctor.check_path_locks(rwlock)):
+            # The same with DVC's list of who reads and writes what: empty, it stops DVC (README).
+            rwlock.unlink()
+            outcomes["list of locks cut short"] += 1
         output = finish(folder, stage)
         assert git(folder, "status", "--porcelain") == "", (stage, moment, way)
         outcomes["had finished" if recorded else way] += 1
