@@ -64,6 +64,12 @@ def test_a_model_maps_images_to_one_number_per_class(model: str, classes: int) -
     assert core.output_shape == (None, classes)
 
 
+def test_simples_kernels_begin_as_wide_as_in_its_day_and_wider_than_today() -> None:
+    kernels = [np.abs(each) for each in build("simple", 10).get_weights() if each.ndim == 4]
+    for kernel, then, today in zip(kernels, (59, 320), (315, 576), strict=True):
+        assert np.sqrt(6 / today) < kernel.max() <= np.sqrt(6 / then)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_gives_logits_without_activation(model: str, random: np.random.Generator) -> None:
     keras.utils.set_random_seed(0)
