@@ -65,7 +65,6 @@ def ours(key: str, split: Split, **changes: Any) -> Callable[[], None]:
 def tutorial(key: str, split: Split) -> Callable[[], None]:
     """An epoch as the tutorials run it: images in memory as floats, one-hot labels."""
     import keras
-    import tensorflow as tf
 
     from stages.training.fitting import build_core
 
@@ -77,16 +76,29 @@ def tutorial(key: str, split: Split) -> Callable[[], None]:
     model = keras.Sequential([core, keras.layers.Activation("softmax")])
     labels = keras.utils.to_categorical(split.labels, len(split.classes))
     batch = recipe["batch_size"]
-    if recipe["augmentation"]["rotation_degrees"] == 0:
-        images = split.images.astype("float32") / 255.0
-        optimizer: Any = keras.optimizers.SGD(0.01, momentum=0.9)
-    else:
-        images = split.images.astype("float32")
-        images = (images - np.mean(images)) / (np.std(images) + 1e-7)
-        optimizer = keras.optimizers.RMSprop(0.001)
+    if key == "cifar10-deep-bn":
+        optimizer: Any = keras.optimizers.RMSprop(0.001)
+        model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
+        return augmented_epoch(model, standardized(split.images, split.images), labels, batch)
+    images = split.images.astype("float32") / 255.0
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
-    if recipe["augmentation"]["rotation_degrees"] == 0:
-        return lambda: model.fit(images, labels, batch_size=batch, epochs=1, verbose=0)
+    return lambda: model.fit(images, labels, batch_size=batch, epochs=1, verbose=0)
+
+
+def standardized(images: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Images with the mean and deviation of the training images' pixels taken away: float32."""
+    training = training.astype("float32")
+    scaled: np.ndarray = (images - np.mean(training)) / (np.std(training) + 1e-7)
+    return scaled.astype("float32")
+
+
+def augmented_epoch(
+    model: Any, images: np.ndarray, labels: np.ndarray, batch: int
+) -> Callable[[], None]:
+    """An epoch of `fit` on an ImageDataGenerator, as deep_bn's source has it."""
+    import tensorflow as tf
+
     generator = tf.keras.preprocessing.image.ImageDataGenerator(
         rotation_range=15, width_shift_range=0.1, height_shift_range=0.1, horizontal_flip=True
     )

@@ -136,7 +136,10 @@ class InverseTime(Section):
 
 
 class Piecewise(Section):
-    """The learning rate times `factors[i]` from epoch `from_epochs[i]` on; before that, times 1."""
+    """The learning rate times `factors[i]` from epoch `from_epochs[i]` on; before that, times 1.
+
+    Epochs count from 0 here, as in Keras's LearningRateScheduler.
+    """
 
     name: Literal["piecewise"]
     from_epochs: Annotated[list[Count], Field(min_length=1)]
