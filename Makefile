@@ -82,7 +82,7 @@ gate: $(STAMP)  ## may this branch be merged? needs no data
 	@python -m tools.gate
 
 bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle machine
-	@for each in tutorial torch_air checkpoint_cost overhead floor launch; do \
+	@for each in tutorial to_accuracy torch_air checkpoint_cost overhead floor launch; do \
 		python -m benchmarks.$$each || exit 1; done
 
 lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into the lock files

@@ -1,0 +1,74 @@
+"""Seconds of training to 90 % and to 94 %: the deep_bn tutorial's own loop against ours.
+
+    python -m benchmarks.to_accuracy [--images 6400] [--rounds 3]
+
+Whole trainings are too long to alternate, so epochs of random images are, one at each size that a
+recipe trains on; the seconds of a training are the sum over its epochs. The accuracies are those in
+git. The tutorial's is its published one, after 125 epochs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.alternation import alternate, compare, random_split, report
+from benchmarks.tutorial import ours, tutorial
+from stages.shared import params
+from stages.shared.backend import import_keras
+
+VARIANTS = ("cifar10-deep-bn", "cifar10-air94")
+TUTORIAL = "tutorial of cifar10-deep-bn"
+METRICS = Path(__file__).resolve().parents[1] / "results" / "metrics" / "cifar10"
+TRAINING_IMAGES = 50_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the seconds to an accuracy.")
+    parser.add_argument("--images", type=int, default=6_400, help="images per run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each epoch")
+    args = parser.parse_args()
+
+    import_keras()
+    config = params.load()
+    split = random_split(args.images)
+    epochs = {key: epochs_at(config.recipes[config.variants[key].recipe]) for key in VARIANTS}
+    ways = {f"{TUTORIAL}, 32": tutorial("cifar10-deep-bn", split)}
+    for key, sizes in epochs.items():
+        for pixels in sizes:
+            resolution = {"from_epochs": [1], "pixels": [pixels]}
+            ways[f"{key}, {pixels}"] = ours(key, split, resolution=resolution)
+    seconds = alternate(ways, args.rounds)
+
+    epochs[TUTORIAL] = epochs["cifar10-deep-bn"]
+    trainings = {
+        key: [
+            sum(count * seconds[f"{key}, {pixels}"][i] for pixels, count in sizes.items())
+            * TRAINING_IMAGES
+            / args.images
+            for i in range(args.rounds)
+        ]
+        for key, sizes in epochs.items()
+    }
+    table = compare(trainings, base=TUTORIAL)
+    for key, row in table.items():
+        row["accuracy"] = 0.9 if key == TUTORIAL else accuracy(key)
+    report("to_accuracy", {"images": args.images, "rounds": args.rounds, "trainings": table})
+
+
+def epochs_at(recipe: params.Recipe) -> dict[int, int]:
+    """How many of a recipe's epochs train on images of each size in pixels."""
+    from stages.training.fitting import pixels_in
+
+    sizes = [pixels_in(recipe.resolution.model_dump(), epoch) for epoch in range(recipe.epochs)]
+    return {pixels: sizes.count(pixels) for pixels in sorted(set(sizes))}
+
+
+def accuracy(key: str) -> Any:
+    """The committed accuracy of a variant; None before its first training."""
+    path = METRICS / f"{key}.json"
+    return json.loads(path.read_text())["accuracy"] if path.exists() else None
+
+
+if __name__ == "__main__":
+    main()
