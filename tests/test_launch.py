@@ -309,6 +309,19 @@ def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path) -> Non
     assert (folder / "ran").read_text() == "once\n"
 
 
+@pytest.mark.parametrize("damaged", ["", "[]"])
+def test_damaged_notes_of_dvcs_are_an_error_that_names_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    folder = tiny_project(tmp_path / "project", {"work": {"cmd": "touch out", "outs": ["out"]}})
+    (folder / ".dvc/tmp").mkdir(exist_ok=True)
+    (folder / ".dvc/tmp/rwlock").write_text(damaged)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(StageError, match=r"rwlock.*`make doctor`"):
+        pipeline.plan([])
+
+
 def test_a_failed_command_is_not_recorded_though_its_outputs_are_there(tmp_path: Path) -> None:
     stages = {"work": {"cmd": "echo once >> ran && echo half > out && exit 3", "outs": ["out"]}}
     folder = tiny_project(tmp_path / "project", stages)

@@ -156,10 +156,13 @@ def opened() -> Iterator[Any]:
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
 
     try:
         with Repo(_wait_for_lock=True) as repo:
             yield repo
+    except (RWLockFileCorruptedError, RWLockFileFormatError) as error:
+        raise StageError(f"{error}. `make doctor` says what to do.") from None
     except DvcException as error:
         raise StageError(f"{error}") from None
 
