@@ -70,6 +70,17 @@ def test_simples_kernels_begin_as_wide_as_in_its_day_and_wider_than_today() -> N
         assert np.sqrt(6 / today) < kernel.max() <= np.sqrt(6 / then)
 
 
+@pytest.mark.parametrize(
+    ("fan_out", "fans"),
+    [("filters", (59, 320, 352, 640, 704, 1280)), ("places", (315, 576, 864, 1152, 1728, 2304))],
+)
+def test_deeps_kernels_begin_as_wide_as_is_asked(fan_out: str, fans: tuple[int, ...]) -> None:
+    core = build_core({"model": "deep", "config": {"fan_out": fan_out}}, SHAPE, 10)
+    kernels = [np.abs(each) for each in core.get_weights() if each.ndim == 4]
+    for kernel, fan in zip(kernels, fans, strict=True):
+        assert np.sqrt(6 / fan) * 0.98 < kernel.max() <= np.sqrt(6 / fan)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_gives_logits_without_activation(model: str, random: np.random.Generator) -> None:
     keras.utils.set_random_seed(0)
@@ -114,6 +125,7 @@ def test_an_argument_that_a_model_does_not_have_is_refused() -> None:
     [
         ("resnet", {"depth": 18, "l2": 0.0}, "6n . 2.*Received: 18"),
         ("resnet", {"depth": 2, "l2": 0.0}, "6n . 2.*Received: 2"),
+        ("deep", {"fan_out": "input"}, r"fan_out must be.*Received: 'input'"),
         ("air", {"widths": [8, 8], "depth": 2, "activation": "relu"}, "three numbers"),
         ("air", {"widths": [8, 8, 8], "depth": 4, "activation": "relu"}, "2 or 3.*Received: 4"),
     ],
