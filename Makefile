@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed$(if $(CUDA),-cuda)
 LOCK := requirements$(if $(CUDA),-cuda).txt
 
-COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.10 \
+COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate
 
 # Stages are started by DVC as `python -m stages...`: the environment's Python comes first.
@@ -22,8 +22,8 @@ help:  ## list these targets
 setup: $(STAMP)  ## install the locked, hashed packages into .venv
 
 $(STAMP): $(LOCK)
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else \
-		f"error: Python 3.10 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
+		f"error: Python 3.11 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV), once; this takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)

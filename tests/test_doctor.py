@@ -138,7 +138,7 @@ def test_another_python_version_is_an_error(
     version: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "python_version", lambda: version)
-    assert "3.10 to 3.13" in only(doctor.check_python(workspace), "error")
+    assert "3.11 to 3.13" in only(doctor.check_python(workspace), "error")
 
 
 def test_another_python_on_the_path_is_a_warning(

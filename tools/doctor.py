@@ -39,7 +39,7 @@ except ModuleNotFoundError as missing:  # most often the environment is not acti
     )
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHON = SpecifierSet(">=3.10,<3.14")
+PYTHON = SpecifierSet(">=3.11,<3.14")
 LOW_DISK_GB, FULL_DISK_GB = 5, 1
 COMMAND_SECONDS = 60  # for a command on this machine
 REMOTE_SECONDS = 20  # for a DVC remote to answer
@@ -84,7 +84,7 @@ def check_python(folder: Path) -> list[Finding]:
     """This Python's version, and that DVC would start the stages with this one."""
     version = platform.python_version()
     if not PYTHON.contains(version, prereleases=True):
-        advice = "3.10 to 3.13 is needed: `rm -r .venv`, then `make PYTHON=python3.12 setup`."
+        advice = "3.11 to 3.13 is needed: `rm -r .venv`, then `make PYTHON=python3.12 setup`."
         return [Finding("error", f"Python {version} in {sys.prefix}", advice)]
     started = ask(folder, "python", "-c", "import sys; print(sys.prefix)").stdout.strip()
     if started != sys.prefix:
