@@ -70,10 +70,31 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(
         Sweep(dict([parse(text)]), STEPS, [f"train@{target}"], None, None)
 
 
+def asked(sweep: Sweep, count: int) -> list[dict[str, Any]]:
+    """The values of the next trials, as many as there are."""
+    return [each[1] for each in (sweep.ask() for _ in range(count)) if each]
+
+
+@pytest.mark.parametrize(("trials", "expected"), [(2, 2), (3, 3), (5, 3), (None, 3)])
+def test_no_trial_is_asked_for_twice(trials: int | None, expected: int) -> None:
+    space = dict([parse(f"{RATE}=0.005,0.01,0.02")])
+    sweep = Sweep(space, STEPS, ["train@shapes-lenet"], None, trials)
+    assert sweep.count == expected
+    rates = [each[RATE] for each in asked(sweep, sweep.count)]
+    assert len(set(rates)) == len(rates) == expected
+
+
+def test_a_space_of_few_values_comes_to_its_end() -> None:
+    space = dict([parse("recipes.demo.batch_size=20..22")])
+    sweep = Sweep(space, STEPS, ["train@shapes-lenet"], None, 30)
+    found = [each["recipes.demo.batch_size"] for each in asked(sweep, 30)]
+    assert sorted(found) == [20, 21, 22]
+
+
 def test_optuna_chooses_within_a_range() -> None:
     space = dict(map(parse, [f"{RATE}=0.001..0.1:log", "recipes.demo.batch_size=20..40"]))
     sweep = Sweep(space, STEPS, ["train@shapes-lenet"], None, 30)
-    found = [sweep.ask()[1] for _ in range(sweep.count)]
+    found = asked(sweep, sweep.count)
     assert {type(each["recipes.demo.batch_size"]) for each in found} == {int}
     assert all(20 <= each["recipes.demo.batch_size"] <= 40 for each in found)
     assert all(0.001 <= each[RATE] <= 0.1 for each in found)

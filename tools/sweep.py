@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOGS = Path("logs/sweeps")
 POLL_SECONDS = 0.5
+REPEATS = 100  # in a row, of trials there have been: then there are no others
 STARTUP_TRIALS = 8  # at random, before Optuna has something to learn from
 
 
@@ -114,12 +115,16 @@ class Sweep:
         grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
         if trials is None and len(grid) < len(space):
             raise StageError("A range has no end of values: --trials N must say how many to try.")
-        self.count = trials or int(np.prod([len(each) for each in grid.values()]))
+        combinations = int(np.prod([len(each) for each in grid.values()]))
+        if trials is not None and len(grid) == len(space) and trials >= combinations:
+            trials = None  # all of them
+        self.count = trials or combinations
         sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=STARTUP_TRIALS)
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         if trials is None:
             for combination in itertools.product(*grid.values()):
                 self.study.enqueue_trial(dict(zip(grid, combination, strict=True)))
+        self.asked: dict[str, float | None] = {}  # what came of each trial's name, once it is known
         self.check_all()
 
     def check_validation(self, space: dict[str, list[Any] | Range]) -> None:
@@ -152,10 +157,24 @@ class Sweep:
             node.change(path, values)
             params.load(path)
 
-    def ask(self) -> tuple["optuna.Trial", dict[str, Any]]:
-        """The next trial, and its values."""
-        trial = self.study.ask()
-        return trial, {key: _suggest(trial, key, each) for key, each in self.space.items()}
+    def ask(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
+        """The next trial, and its values, which no trial had before; None if Optuna has no others.
+
+        A repeated trial would give the same bits again: Optuna gets what is known of the first.
+        """
+        import optuna
+
+        for _ in range(REPEATS):
+            trial = self.study.ask()
+            values = {key: _suggest(trial, key, each) for key, each in self.space.items()}
+            name = self.name(values)
+            if name not in self.asked:
+                self.asked[name] = None
+                return trial, values
+            known = self.asked[name]
+            state = optuna.trial.TrialState.FAIL if known is None else None
+            self.study.tell(trial, known, state=state)
+        return None
 
     def name(self, values: dict[str, Any]) -> str:
         """An experiment's name, such as `cifar10-lenet_learning_rate-0.05`."""
@@ -172,7 +191,11 @@ class Sweep:
         with Display(self.count) as display:
             while left or running:
                 while left and len(running) < (connection.jobs or left):
-                    trial, values = self.ask()
+                    asked = self.ask()
+                    if asked is None:
+                        left = 0
+                        break
+                    trial, values = asked
                     left -= 1
                     name = self.name(values)
                     reference = connection.run_trial(self.job(name, values, source))
@@ -217,7 +240,8 @@ class Sweep:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return {"accuracies": [], "error": outcome.get("error") or str(log)}
         accuracies = validation_accuracies(outcome["files"], self.step.small_outs)
-        self.study.tell(trial, float(np.mean(accuracies)))
+        self.asked[name] = float(np.mean(accuracies))
+        self.study.tell(trial, self.asked[name])
         return {"accuracies": accuracies, "error": ""}
 
 
