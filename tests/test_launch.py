@@ -199,6 +199,25 @@ def test_trainings_take_turns_on_a_gpu_and_other_stages_do_not_wait(
     assert max(most) <= 3
 
 
+def test_an_end_also_ends_what_was_waiting_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    def work(job: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / job["stage"]).touch()
+        time.sleep(0.5)  # has the GPU, but no process yet
+        subprocess.run(["sh", "-c", "sleep 20 && touch finished"], cwd=tmp_path)
+        return {}
+
+    monkeypatch.setattr(node, "run_here", work)
+    with local.connected(3, 1.0, 2) as connection:
+        references = [connection.run_here({"stage": f"train@{n}"}) for n in range(3)]
+        wait_for(lambda: list(tmp_path.iterdir()))
+    assert all(reference.done() for reference in references)
+    assert not (tmp_path / "finished").exists()
+
+
 DIAMOND = {
     name: Step(name, upstream, (name,), (), upstream, ())
     for name, upstream in {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c"), "e": ()}.items()

@@ -18,6 +18,7 @@ from stages.shared.stage import StageError
 from tools import node
 
 ENDING_SECONDS = 10
+POLL_SECONDS = 0.1
 ON_DEVICE = ("train@", "evaluate@")
 
 
@@ -41,13 +42,18 @@ class Local:
             self._shares.put(share)
         self._on_gpu = bool(shares)
         self._threads = ThreadPoolExecutor(max_workers=self.jobs)
+        self._started: list[Future[dict[str, Any]]] = []
         self._others = set(psutil.Process().children())  # none of ours
 
     def run_here(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
-        return self._threads.submit(self._run, node.run_here, job)
+        return self._submit(node.run_here, job)
 
     def run_trial(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
-        return self._threads.submit(self._run, node.run_trial, job)
+        return self._submit(node.run_trial, job)
+
+    def _submit(self, function: Any, job: dict[str, Any]) -> Future[dict[str, Any]]:
+        self._started.append(self._threads.submit(self._run, function, job))
+        return self._started[-1]
 
     def _run(self, function: Any, job: dict[str, Any]) -> dict[str, Any]:
         if not (self._on_gpu and job["stage"].startswith(ON_DEVICE)):
@@ -68,11 +74,16 @@ class Local:
         return dict(reference.result())
 
     def end(self) -> None:
-        """Ends what still runs, with all its processes."""
+        """Ends what still runs, with all its processes.
+
+        A thread may begin another meanwhile, as when it has waited for a share of a GPU that the
+        end of a process gives back: so until all threads are at their end.
+        """
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while ours := set(psutil.Process().children()) - self._others:
+        while wait(self._started, POLL_SECONDS).not_done:
+            ours = set(psutil.Process().children()) - self._others
             below = [child for each in ours for child in descendants(each)]
-            end_processes([*ours, *below])  # a thread may begin another meanwhile
+            end_processes([*ours, *below])
         self._threads.shutdown()
 
 

@@ -21,6 +21,11 @@ ATTEMPTS = 5
 TELL_SECONDS = 1.0
 TAIL_BYTES = 4096
 BUSY = (b"Unable to acquire lock", b"is being blocked by")
+SETTINGS = {
+    "VERBOSE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # stages may share a GPU: none takes all of its memory
+}
 FAILED = b"failed to run:"  # DVC, of a command that did not exit with 0
 
 
@@ -172,7 +177,7 @@ def dvc(
     folder: Path, log: IO[bytes], *arguments: str, environment: dict[str, str] | None = None
 ) -> int:
     """Runs a DVC command in a folder; returns its exit status."""
-    environment = os.environ | {"VERBOSE": "1", "PYTHONUNBUFFERED": "1"} | (environment or {})
+    environment = os.environ | SETTINGS | (environment or {})
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(
         command,
