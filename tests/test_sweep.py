@@ -143,7 +143,13 @@ def test_trials_become_experiments_that_are_applied_together(project: Path) -> N
 
     run(project, "tools.apply", *rates, code=1)  # both set the rate
     assert git(project, "status", "--porcelain") == ""
-    run(project, "tools.apply", "shapes-lenet_learning_rate-0.01", "shapes-deep-bn_seeds--4-")
+    applied = ["shapes-lenet_learning_rate-0.01", "shapes-deep-bn_seeds--4-"]
+    cache = project / ".dvc" / "cache" / "files"
+    cache.rename(cache.with_name("elsewhere"))
+    run(project, "tools.apply", *applied, code=1)  # DVC has no outputs
+    assert git(project, "status", "--porcelain") == ""
+    cache.with_name("elsewhere").rename(cache)
+    run(project, "tools.apply", *applied)
     tree = yaml.safe_load((project / "params.yaml").read_text())
     assert tree["recipes"]["demo"]["optimizer"]["learning_rate"] == 0.01
     assert tree["variants"]["shapes-lenet"]["seeds"] == [0, 1]

@@ -16,6 +16,7 @@ from typing import Any
 from stages.shared import params
 from stages.shared.stage import StageError, outputs, run
 from tools import node, pipeline
+from tools.pipeline import Step
 from tools.results import Revision, leaves, revisions
 
 
@@ -36,6 +37,7 @@ def main() -> None:
         steps, _ = pipeline.plan(list(found))
         for name in found:
             files |= small_files(revision, steps[name].small_outs)
+            check_cached(found[name], steps[name])
     put(values, entries, files)
     stages = ", ".join(entries) or "no stage"
     print(f"Applied {', '.join(args.experiments)}: {len(values)} values, {stages}. `dvc repro`.")
@@ -81,11 +83,36 @@ def small_files(revision: Revision, paths: tuple[str, ...]) -> dict[str, bytes]:
     return {path: revision.read(Path(path)) or b"" for path in listed.stdout.splitlines()}
 
 
+def check_cached(entry: dict[str, Any], step: Step) -> None:
+    """Whether DVC's cache has all that a stage wrote.
+
+    Raises:
+        StageError: if not.
+    """
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    with pipeline.opened() as repo:
+        store = repo.cache.local
+        for out in entry["outs"]:
+            if out["path"] not in step.outs:
+                continue
+            wanted = [out["md5"]]
+            if out["md5"].endswith(".dir") and store.exists(out["md5"]):
+                tree: Any = Tree.load(store, HashInfo("md5", out["md5"]))
+                wanted += [found.value for _, (_, found) in tree.iteritems()]
+            if not all(map(store.exists, wanted)):
+                raise StageError(
+                    f"DVC's cache must have the experiments' outputs. {out['path']} of {step.name} "
+                    "is not there: `dvc exp pull` it."
+                )
+
+
 def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]) -> None:
     """Writes all of it here, checked before anything is touched.
 
     Raises:
-        StageError: if params.yaml does not allow the values together, or DVC lacks an output.
+        StageError: if params.yaml does not allow the values together.
     """
     with outputs(params.PATH) as (partial,):
         partial.write_bytes(params.PATH.read_bytes())
@@ -97,7 +124,7 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
     pipeline.record(entries)
     command = [sys.executable, "-m", "dvc", "checkout", "--force", *entries]
     if entries and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise StageError("DVC's cache must have the experiments' outputs. `dvc exp pull` them.")
+        raise StageError("`dvc checkout` must succeed. See what it says above.")
 
 
 if __name__ == "__main__":
