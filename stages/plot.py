@@ -8,7 +8,7 @@ import csv
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Results:
     """What the stages before wrote about one variant."""
 
     name: str
+    short_name: str  # without the dataset's, which the figure's title has
     metrics: dict[str, Any]
     details: dict[str, Any]
     curves: list[dict[str, str]]
@@ -71,11 +72,6 @@ class Results:
     def first_seed(self) -> dict[str, Any]:
         seed: dict[str, Any] = next(iter(self.details["seeds"].values()))
         return seed
-
-    @property
-    def short_name(self) -> str:
-        """The name without the dataset's, which the figure's title has."""
-        return self.name.split("-", 1)[-1]
 
 
 def main() -> None:
@@ -93,7 +89,7 @@ def main() -> None:
     variants = [load_results(name, args) for name in read_json(args.lineup)]
     with outputs(args.figures, args.all_curves) as (figures, all_curves):
         figures.mkdir()
-        for name, figure in make_figures(args.dataset, variants, split).items():
+        for name, figure in make_figures(args.dataset, variants, split):
             figure.savefig(figures / f"{name}.png", metadata={"Software": None})
             plt.close(figure)
         write_all_curves(variants, all_curves)
@@ -116,6 +112,7 @@ def load_results(name: str, args: argparse.Namespace) -> Results:
     augmented = load_arrays(args.examples / f"{name}-train.npz")["augmented"]
     return Results(
         name=name,
+        short_name=name.removeprefix(f"{args.dataset}-"),
         metrics=read_json(args.metrics / f"{name}.json"),
         details=read_json(args.details / f"{name}.json"),
         curves=curves,
@@ -149,21 +146,20 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise StageError(f"{path} must be an .npz file. Received: {error}.") from None
 
 
-def make_figures(dataset: str, variants: list[Results], split: Split) -> dict[str, Figure]:
-    """All figures of a dataset, by file name."""
-    figures = {
-        "learning_curves": plot_learning_curves(dataset, variants),
-        "accuracy_and_cost": plot_cost(dataset, variants),
-        "per_class_accuracy": plot_per_class(dataset, variants, split.classes),
-        "images": plot_images(dataset, split),
-        "augmented_images": plot_augmented(dataset, variants),
-    }
+def make_figures(
+    dataset: str, variants: list[Results], split: Split
+) -> Iterator[tuple[str, Figure]]:
+    """All figures of a dataset by file name, one at a time: to be saved and closed."""
+    yield "learning_curves", plot_learning_curves(dataset, variants)
+    yield "accuracy_and_cost", plot_cost(dataset, variants)
+    yield "per_class_accuracy", plot_per_class(dataset, variants, split.classes)
+    yield "images", plot_images(dataset, split)
+    yield "augmented_images", plot_augmented(dataset, variants)
     confusion = plot_confusion if len(split.classes) <= MANY_CLASSES else plot_top_confusions
     for variant in variants:
-        figures[f"{variant.name}-confusion"] = confusion(variant)
-        figures[f"{variant.name}-first_predictions"] = plot_first_predictions(variant)
-        figures[f"{variant.name}-mistakes"] = plot_mistakes(variant)
-    return figures
+        yield f"{variant.name}-confusion", confusion(variant)
+        yield f"{variant.name}-first_predictions", plot_first_predictions(variant)
+        yield f"{variant.name}-mistakes", plot_mistakes(variant)
 
 
 def mean_curve(variant: Results, column: str) -> tuple[np.ndarray, np.ndarray]:

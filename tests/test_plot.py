@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def test_the_same_inputs_give_the_same_bytes(project: Path) -> None:
     assert runs[0] == runs[1]
 
 
+def test_figures_are_closed_one_by_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plt.rcParams, "figure.max_open_warning", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot.main()
+
+
 INPUTS = (
     "metrics/toys-small.json",
     "details/toys-small.json",
@@ -145,7 +153,7 @@ def test_a_damaged_file_is_named_and_nothing_written(project: Path, path: str) -
 
 def results(curves: list[dict[str, str]], **details: Any) -> plot.Results:
     empty: dict[str, Any] = {}
-    return plot.Results("toys-x", empty, details, curves, empty, np.zeros(0), empty)
+    return plot.Results("toys-x", "x", empty, details, curves, empty, np.zeros(0), empty)
 
 
 def test_a_mean_curve_averages_the_seeds_that_reached_the_epoch() -> None:

@@ -21,6 +21,7 @@ HEADER = (
     "95 % interval",
     "seeds",
     "epochs",
+    "precision",
     "training, per seed",
     "device",
     "parameters",
@@ -58,11 +59,14 @@ def table() -> str:
 
 def line(result: Result) -> tuple[str, ...]:
     """A variant's cells; a dash is what has not been measured yet."""
-    row, epochs = result.row, result.parameters["recipe"]["epochs"]
+    row, recipe = result.row, result.parameters["recipe"]
+    trained = {each["epochs"] for each in result.record.get("trainings", [])} or {recipe["epochs"]}
+    epochs = " to ".join(map(str, sorted({min(trained), max(trained)})))
+    precision = recipe["precision"].replace("_", " ")
     published = "-" if row["published"] is None else f"{row['published']:.2%}"
     cells = [f"`{result.variant}`", published]
     if row["accuracy"] is None:
-        cells += ["-", "-", "-", str(epochs), "-", "-", "-"]
+        cells += ["-", "-", "-", epochs, precision, "-", "-", "-"]
         return tuple(cells)
     spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
     seconds = row["train_seconds"]
@@ -70,7 +74,8 @@ def line(result: Result) -> tuple[str, ...]:
         f"{row['accuracy']:.2%}{spread}",
         f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}",
         str(row["seeds"]),
-        str(epochs),
+        epochs,
+        precision,
         "-" if seconds is None else duration(seconds),
         row["device"] or "-",
         f"{row['parameters']:,}",
