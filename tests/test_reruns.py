@@ -79,6 +79,7 @@ CHOICES = {
     "horizontal_flip": ["none", "random"],
     "test_views": [1, 2],
     "activation": ["relu", "gelu"],
+    "fan_out": ["filters", "places"],
 }
 BLOCKS: dict[str, list[Tree]] = {
     "optimizer": [
