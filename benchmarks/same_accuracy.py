@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alternation import report
-from benchmarks.tutorial import augmented_epoch, standardized
+from benchmarks.tutorial import augmented_epoch, compiled, standardized
 from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, load_split
+from stages.shared.stage import run
 
 VARIANT = "cifar10-deep-bn"
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -84,7 +85,6 @@ def in_tutorial(variant: dict[str, Any], recipe: dict[str, Any], split: Split, s
     """The same with `fit` on an ImageDataGenerator, in float32."""
     import keras
 
-    from stages.training.fitting import build_core
     from stages.training.optimization import learning_rates
     from stages.training.split import split_indices
 
@@ -94,12 +94,7 @@ def in_tutorial(variant: dict[str, Any], recipe: dict[str, Any], split: Split, s
     images, held_out = split.images[training], split.images[validation]
     labels = keras.utils.to_categorical(split.labels, len(split.classes))
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy("float32")
-    core = build_core(variant, split.images.shape[1:], len(split.classes))
-    model = keras.Sequential([core, keras.layers.Activation("softmax")])
-    model.compile(
-        keras.optimizers.RMSprop(0.001), loss="categorical_crossentropy", metrics=["accuracy"]
-    )
+    model = compiled(variant, split, keras.optimizers.RMSprop(0.001))
     epoch = augmented_epoch(
         model, standardized(images, images), labels[training], recipe["batch_size"]
     )
@@ -113,4 +108,4 @@ def in_tutorial(variant: dict[str, Any], recipe: dict[str, Any], split: Split, s
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -66,24 +66,29 @@ def tutorial(key: str, split: Split) -> Callable[[], None]:
     """An epoch as the tutorials run it: images in memory as floats, one-hot labels."""
     import keras
 
+    config = params.load()
+    variant = config.variants[key]
+    batch = config.recipes[variant.recipe].batch_size
+    labels = keras.utils.to_categorical(split.labels, len(split.classes))
+    if key == "cifar10-deep-bn":
+        model = compiled(variant.model_dump(), split, keras.optimizers.RMSprop(0.001))
+        return augmented_epoch(model, standardized(split.images, split.images), labels, batch)
+    images = split.images.astype("float32") / 255.0
+    model = compiled(variant.model_dump(), split, keras.optimizers.SGD(0.01, momentum=0.9))
+    return lambda: model.fit(images, labels, batch_size=batch, epochs=1, verbose=0)
+
+
+def compiled(variant: dict[str, Any], split: Split, optimizer: Any) -> Any:
+    """The network as the tutorials compile it: in float32, with probabilities as outputs."""
+    import keras
+
     from stages.training.fitting import build_core
 
     keras.config.set_dtype_policy("float32")
-    config = params.load()
-    variant = config.variants[key]
-    recipe = config.recipes[variant.recipe].model_dump()
-    core = build_core(variant.model_dump(), split.images.shape[1:], len(split.classes))
+    core = build_core(variant, split.images.shape[1:], len(split.classes))
     model = keras.Sequential([core, keras.layers.Activation("softmax")])
-    labels = keras.utils.to_categorical(split.labels, len(split.classes))
-    batch = recipe["batch_size"]
-    if key == "cifar10-deep-bn":
-        optimizer: Any = keras.optimizers.RMSprop(0.001)
-        model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
-        return augmented_epoch(model, standardized(split.images, split.images), labels, batch)
-    images = split.images.astype("float32") / 255.0
-    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
-    return lambda: model.fit(images, labels, batch_size=batch, epochs=1, verbose=0)
+    return model
 
 
 def standardized(images: np.ndarray, training: np.ndarray) -> np.ndarray:

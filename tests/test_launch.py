@@ -212,7 +212,7 @@ def test_an_end_also_ends_what_was_waiting_for_a_gpu(
 
     monkeypatch.setattr(node, "run_here", work)
     with local.connected(3, 1.0, 2) as connection:
-        references = [connection.run_here({"stage": f"train@{n}"}) for n in range(3)]
+        references = [connection.run_here({"stage": f"train@{n}"}) for n in range(5)]
         wait_for(lambda: list(tmp_path.iterdir()))
     assert all(reference.done() for reference in references)
     assert not (tmp_path / "finished").exists()

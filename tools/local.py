@@ -80,10 +80,11 @@ class Local:
         end of a process gives back: so until all threads are at their end.
         """
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while wait(self._started, POLL_SECONDS).not_done:
+        while left := [each for each in self._started if not each.done()]:
             ours = set(psutil.Process().children()) - self._others
             below = [child for each in ours for child in descendants(each)]
             end_processes([*ours, *below])
+            wait(left, POLL_SECONDS)
         self._threads.shutdown()
 
 
