@@ -34,7 +34,7 @@ def main() -> None:
     for key in VARIANTS:
         ways = {
             "tutorial": tutorial(key, split),
-            "ours": ours(key, split),
+            "ours, float32": ours(key, split, precision="float32"),
             "ours, mixed_bfloat16": ours(key, split, precision="mixed_bfloat16"),
         }
         table = compare(alternate(ways, args.rounds), base="tutorial")
