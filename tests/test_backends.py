@@ -35,7 +35,9 @@ recipe = params.load().recipes["air94"].model_dump()
 recipe |= {"epochs": 4, "batch_size": 12, "precision": "float32"}
 recipe |= {"resolution": {"from_epochs": [1, 3], "pixels": [24, 32]}}
 recipe["optimizer"] |= {"learning_rate": 0.05, "bias_learning_rate": 1.0}
-variant = {"model": "air", "config": {"widths": [24, 24, 24], "depth": 3, "activation": "relu"}}
+config = {"widths": [24, 24, 24], "depth": 3, "activation": "relu"}
+config |= {"whitening": True, "batch_norm": True}
+variant = {"model": "air", "config": config}
 record.prepare_device(True)
 training = Training(variant, recipe, split, stats.compute_stats(split.images), seed=1)
 out.mkdir()

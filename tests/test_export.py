@@ -21,6 +21,7 @@ from conftest import ROOT
 from stages.training.fitting import build_core, make_normalisation, save_model, views_mean
 
 WIDE = {"widths": [8, 8, 8], "depth": 2, "activation": "relu"}
+WIDE |= {"whitening": True, "batch_norm": True}
 
 
 def whole_model(precision: str, views: int) -> Any:

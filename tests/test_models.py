@@ -17,6 +17,13 @@ from stages.training.fitting import build_core
 PARAMS = params.load()
 MODELS = sorted(path.stem for path in params.MODELS.glob("*.py"))
 SHAPE = (32, 32, 3)
+AIR = {
+    "widths": [30, 40, 40],
+    "depth": 2,
+    "activation": "relu",
+    "whitening": True,
+    "batch_norm": True,
+}
 # Every variant has its line here: a new one fails until somebody has counted its parameters.
 PARAMETERS = {
     "cifar10-simple": 4_210_090,
@@ -27,6 +34,13 @@ PARAMETERS = {
     "cifar10-convnet": 258_762,
     "cifar10-lenet": 92_246,
     "cifar10-air94": 1_973_920,
+    "cifar10-air90": 1_973_920,
+    "cifar10-air90-depth-1": 755_680,
+    "cifar10-air90-no-batch-norm": 1_971_616,
+    "cifar10-air90-no-whitening": 1_973_920,
+    "cifar10-air90-same-images": 1_973_920,
+    "cifar10-air90-constant-rate": 1_973_920,
+    "cifar10-air90-one-view": 1_973_920,
     "cifar10-resnet20": 271_098,
     "cifar10-air96": 9_921_824,
     "cifar100-air": 9_967_904,
@@ -126,8 +140,8 @@ def test_an_argument_that_a_model_does_not_have_is_refused() -> None:
         ("resnet", {"depth": 18, "l2": 0.0}, "6n . 2.*Received: 18"),
         ("resnet", {"depth": 2, "l2": 0.0}, "6n . 2.*Received: 2"),
         ("deep", {"fan_out": "input"}, r"fan_out must be.*Received: 'input'"),
-        ("air", {"widths": [8, 8], "depth": 2, "activation": "relu"}, "three numbers"),
-        ("air", {"widths": [8, 8, 8], "depth": 4, "activation": "relu"}, "2 or 3.*Received: 4"),
+        ("air", AIR | {"widths": [8, 8]}, "three numbers"),
+        ("air", AIR | {"depth": 4}, "1, 2 or 3.*Received: 4"),
     ],
 )
 def test_a_config_that_a_model_has_no_meaning_for_is_refused(
@@ -143,20 +157,30 @@ def test_resnet_56_has_its_published_number_of_trainable_parameters() -> None:
     assert round(trained / 1e6, 2) == 0.85  # table 6
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3])
 def test_air_starts_by_whitening_its_patches_and_passing_them_on(
     random: np.random.Generator, depth: int
 ) -> None:
-    config = {"widths": [30, 40, 40], "depth": depth, "activation": "linear"}
+    config = AIR | {"depth": depth, "activation": "linear"}
     core = build_core({"model": "air", "config": config}, SHAPE, 10)
     images = random.standard_normal((40, *SHAPE)).astype(np.float32).cumsum(axis=1) / 4
     windows = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 12)
     initialize(core, np.cov(patches.T))
-    whitened = keras.Model(core.inputs[0], core.get_layer("whitening").output)(images)
+    whitened = keras.Model(core.inputs[0], core.get_layer("patches").output)(images)
     flat = np.asarray(whitened).reshape(-1, 24)
     np.testing.assert_allclose(np.cov(flat[:, :12].T), np.eye(12), atol=0.06)
     np.testing.assert_allclose(flat[:, 12:], -flat[:, :12], atol=1e-5)
     convolution = next(x for x in core.layers if isinstance(x, keras.layers.Conv2D) and x.trainable)
     passed = np.asarray(convolution(whitened))[..., :24]
     np.testing.assert_allclose(passed, whitened, atol=1e-5)
+
+
+@pytest.mark.parametrize("whitening", [True, False])
+def test_air_trains_its_first_filters_unless_they_whiten(whitening: bool) -> None:
+    core = build_core({"model": "air", "config": AIR | {"whitening": whitening}}, SHAPE, 10)
+    first = core.get_layer("patches")
+    before = np.array(first.kernel)
+    initialize(core, np.eye(12))
+    assert first.trainable is not whitening
+    assert np.array_equal(first.kernel, before) is not whitening

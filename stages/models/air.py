@@ -19,6 +19,8 @@ def build(
     widths: list[int],
     depth: int,
     activation: str,
+    whitening: bool,
+    batch_norm: bool,
 ) -> keras.Model:
     """Builds the network.
 
@@ -26,23 +28,35 @@ def build(
         input_shape: (height, width, channels) of the normalised float images.
         num_classes: the number of logits.
         widths: the channels of the three groups.
-        depth: the convolutions in each group, 2 or 3; with 3 the group is residual.
+        depth: the convolutions in each group, 1 to 3; with 3 the group is residual.
         activation: a name that Keras knows.
+        whitening: whether the first filters are the data's whitening ones and frozen, or random
+            and trained.
+        batch_norm: whether batches are normalised; if not, convolutions have biases instead.
     """
     if len(widths) != 3:
         raise ValueError(f"widths must have three numbers, one per group. Received: {widths}")
-    if depth not in (2, 3):
-        raise ValueError(f"depth must be 2 or 3. Received: {depth}")
+    if depth not in (1, 2, 3):
+        raise ValueError(f"depth must be 1, 2 or 3. Received: {depth}")
+
+    def conv(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
+        return layers.Conv2D(width, 3, padding="same", use_bias=not batch_norm)(x)
+
+    def norm(x: keras.KerasTensor) -> keras.KerasTensor:
+        if not batch_norm:
+            return x
+        return layers.BatchNormalization(scale=False, momentum=0.6, epsilon=1e-5)(x)
+
     images = keras.Input(input_shape)
     patch = 2 * 2 * input_shape[-1]
-    x = layers.Conv2D(2 * patch, 2, use_bias=False, trainable=False, name="whitening")(images)
+    first = {"use_bias": False, "trainable": not whitening, "name": "patches"}
+    x = layers.Conv2D(2 * patch, 2, **first)(images)
     x = layers.Activation(activation)(x)
     for width in widths:
-        x = _conv(width)(x)
-        x = _norm()(layers.MaxPooling2D(2)(x))
+        x = norm(layers.MaxPooling2D(2)(conv(x, width)))
         x = shortcut = layers.Activation(activation)(x)
         for position in range(1, depth):
-            x = _norm()(_conv(width)(x))
+            x = norm(conv(x, width))
             if depth == 3 and position == depth - 1:
                 x = layers.Add()([x, shortcut])
             x = layers.Activation(activation)(x)
@@ -62,20 +76,13 @@ def initialize(model: keras.Model, patch_covariance: np.ndarray) -> None:
     """
     variances, directions = np.linalg.eigh(patch_covariance)
     filters = directions / np.sqrt(variances + WHITENING_EPSILON)
-    whitening = model.get_layer("whitening").kernel
-    whitening.assign(np.concatenate([filters, -filters], axis=1).reshape(whitening.shape))
+    first = model.get_layer("patches")
+    if not first.trainable:
+        first.kernel.assign(np.concatenate([filters, -filters], axis=1).reshape(first.kernel.shape))
     for layer in model.layers:
-        if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
+        if isinstance(layer, layers.Conv2D) and layer is not first:
             kernel = np.array(layer.kernel)
             passed = min(kernel.shape[2:])
             kernel[..., :passed] = 0
             kernel[1, 1, range(passed), range(passed)] = 1
             layer.kernel.assign(kernel)
-
-
-def _conv(width: int) -> layers.Layer:
-    return layers.Conv2D(width, 3, padding="same", use_bias=False)
-
-
-def _norm() -> layers.Layer:
-    return layers.BatchNormalization(scale=False, momentum=0.6, epsilon=1e-5)
