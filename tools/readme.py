@@ -1,19 +1,19 @@
-"""The README's table of results, made from what git has: no data, no training.
+"""The README's tables of results, made from what git has: no data, no training.
 
-make results                      # print it
-python -m tools.readme --write    # put it into README.md
+make results                      # print them
+python -m tools.readme --write    # put them into README.md
 """
 
 import argparse
-import re
 from pathlib import Path
+from typing import Any
 
 from stages.shared.stage import StageError, duration, outputs, run
 from tools.results import Result, Revision
 from tools.show import markdown
 
 README = Path("README.md")
-PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+BASE = "cifar10-air90"  # its ablations are the variants whose names begin with this and a dash
 HEADER = (
     "variant",
     "published",
@@ -26,35 +26,74 @@ HEADER = (
     "device",
     "parameters",
 )
+ABLATIONS_HEADER = ("variant", "measured", f"against `{BASE}`", "training, per seed", "parameters")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the README's table of results.")
-    parser.add_argument("--write", action="store_true", help="put it into README.md")
+    parser = argparse.ArgumentParser(description="Print the README's tables of results.")
+    parser.add_argument("--write", action="store_true", help="put them into README.md")
     args = parser.parse_args()
 
     if not args.write:
-        print(table())
+        print("\n\n".join(tables().values()))
         return
     text = README.read_text()
-    if not PLACE.search(text):
-        raise StageError(f"{README} must hold <!-- results --> and <!-- end of results -->.")
     with outputs(README) as (partial,):
         partial.write_text(updated(text))
     print(f"{README} has the results of today")
 
 
 def updated(text: str) -> str:
-    """A README's text with the table of today."""
-    return PLACE.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", text)
+    """A README's text with the tables of today.
+
+    Raises:
+        StageError: if it lacks the place of one.
+    """
+    for name, table in tables().items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise StageError(f"{README} must hold {start.strip()} and {end}.")
+        text = f"{before}{start}{table}\n{end}{after}"
+    return text
 
 
-def table() -> str:
-    """A line for each variant on real data, in Markdown."""
+def tables() -> dict[str, str]:
+    """In Markdown, `results`: a line for each variant on real data; `ablations`: those of BASE."""
     revision = Revision()
     known = revision.parameters["datasets"]
     real = [name for name, dataset in known.items() if dataset["source"] == "cifar"]
-    return markdown([HEADER, *(line(result) for result in revision.results(real))])
+    results = {result.variant: result for result in revision.results(real)}
+    ablations = [name for name in results if name.startswith(f"{BASE}-")]
+    base = results[BASE]
+    return {
+        "results": markdown(
+            [HEADER, *(line(result) for name, result in results.items() if name not in ablations)]
+        ),
+        "ablations": markdown(
+            [ABLATIONS_HEADER, *(ablation(results[name], base) for name in [BASE, *ablations])]
+        ),
+    }
+
+
+def ablation(result: Result, base: Result) -> tuple[str, ...]:
+    """An ablation's cells, with its difference in percentage points from the base."""
+    row, name = result.row, f"`{result.variant}`"
+    if row["accuracy"] is None:
+        return (name, "-", "-", "-", "-")
+    difference = "-"
+    if result is not base and base.row["accuracy"] is not None:
+        difference = f"{100 * (row['accuracy'] - base.row['accuracy']):+.2f}"
+    seconds = "-" if row["train_seconds"] is None else duration(row["train_seconds"])
+    return (name, measured(row), difference, seconds, f"{row['parameters']:,}")
+
+
+def measured(row: dict[str, Any]) -> str:
+    if row["accuracy"] is None:
+        return "-"
+    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
+    return f"{row['accuracy']:.2%}{spread}"
 
 
 def line(result: Result) -> tuple[str, ...]:
@@ -68,10 +107,9 @@ def line(result: Result) -> tuple[str, ...]:
     if row["accuracy"] is None:
         cells += ["-", "-", "-", epochs, precision, "-", "-", "-"]
         return tuple(cells)
-    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
     seconds = row["train_seconds"]
     cells += [
-        f"{row['accuracy']:.2%}{spread}",
+        measured(row),
         f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}",
         str(row["seeds"]),
         epochs,
