@@ -66,24 +66,24 @@ def tables() -> dict[str, str]:
     real = [name for name, dataset in known.items() if dataset["source"] == "cifar"]
     results = {result.variant: result for result in revision.results(real)}
     ablations = [name for name in results if name.startswith(f"{BASE}-")]
-    base = results[BASE]
+    compared = [name for name in results if name in {BASE, *ablations}]
     return {
         "results": markdown(
             [HEADER, *(line(result) for name, result in results.items() if name not in ablations)]
         ),
         "ablations": markdown(
-            [ABLATIONS_HEADER, *(ablation(results[name], base) for name in [BASE, *ablations])]
+            [ABLATIONS_HEADER, *(ablation(results[name], results.get(BASE)) for name in compared)]
         ),
     }
 
 
-def ablation(result: Result, base: Result) -> tuple[str, ...]:
-    """An ablation's cells, with its difference in percentage points from the base."""
+def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
+    """An ablation's cells, with its difference in percentage points from the base, if there is."""
     row, name = result.row, f"`{result.variant}`"
     if row["accuracy"] is None:
         return (name, "-", "-", "-", "-")
     difference = "-"
-    if result is not base and base.row["accuracy"] is not None:
+    if base is not None and result is not base and base.row["accuracy"] is not None:
         difference = f"{100 * (row['accuracy'] - base.row['accuracy']):+.2f}"
     seconds = "-" if row["train_seconds"] is None else duration(row["train_seconds"])
     return (name, measured(row), difference, seconds, f"{row['parameters']:,}")
