@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
@@ -56,12 +55,15 @@ def parse(text: str) -> tuple[str, list[Any] | Range]:
         if not (key and equals and values) or scale not in ("", "log"):
             raise ValueError(text)
         if not dots:
-            return key, [yaml.safe_load(value) for value in _split(values)]
-        found = Range(yaml.safe_load(low), yaml.safe_load(high), scale == "log")
-        if not found.low < found.high or (found.log and found.low <= 0):
+            return key, [params.parse(value.encode(), key) for value in _split(values)]
+        first, last = (params.parse(each.encode(), key) for each in (low, high))
+        found = Range(first, last, scale == "log")
+        if not {type(first), type(last)} <= {int, float} or not first < last:
+            raise ValueError(text)
+        if found.log and first <= 0:
             raise ValueError(text)
         return key, found
-    except (yaml.YAMLError, ValueError, TypeError):
+    except (StageError, ValueError, TypeError):
         raise StageError(
             "--sweep must be KEY=VALUE,VALUE,... or KEY=LOW..HIGH or KEY=LOW..HIGH:log, with a key "
             f"of params.yaml. Received: {text}."
@@ -128,15 +130,24 @@ class Sweep:
         self.check_all()
 
     def check_validation(self, space: dict[str, list[Any] | Range]) -> None:
-        """There are validation images to compare on; raises StageError if not."""
-        recipe = self.tree["variants"][self.variant]["recipe"]
-        key = f"recipes.{recipe}.validation.fraction"
-        tried = space.get(key, [self.tree["recipes"][recipe]["validation"]["fraction"]])
-        if 0 in (tried if isinstance(tried, list) else [tried.low]):
+        """All trials have validation images, of one dataset; raises StageError if not."""
+        place = f"variants.{self.variant}"
+        if f"{place}.dataset" in space:
             raise StageError(
-                "A sweep compares accuracies on validation images, so validation.fraction must be "
-                f"above 0. Received: 0, of recipe {recipe}. Add `--sweep {key}=0.1`."
+                "A sweep compares accuracies on the images of one dataset; it cannot try others. "
+                f"Received: {place}.dataset."
             )
+        recipes = space.get(f"{place}.recipe", [self.tree["variants"][self.variant]["recipe"]])
+        for recipe in recipes if isinstance(recipes, list) else []:
+            if recipe not in self.tree["recipes"]:
+                continue  # params.yaml's own check names it
+            key = f"recipes.{recipe}.validation.fraction"
+            tried = space.get(key, [self.tree["recipes"][recipe]["validation"]["fraction"]])
+            if 0 in (tried if isinstance(tried, list) else [tried.low]):
+                raise StageError(
+                    "A sweep compares accuracies on validation images, so validation.fraction must "
+                    f"be above 0. Received: 0, of recipe {recipe}. Add `--sweep {key}=0.1`."
+                )
 
     def check_all(self) -> None:
         """Values that are given one by one are all allowed; raises StageError if not."""
@@ -155,7 +166,7 @@ class Sweep:
             path = Path(folder) / "params.yaml"
             path.write_bytes(params.PATH.read_bytes())
             node.change(path, values)
-            params.load(path)
+            params.check_config(self.variant, params.load(path).variants[self.variant])
 
     def ask(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
         """The next trial, and its values, which no trial had before; None if Optuna has no others.
@@ -190,7 +201,7 @@ class Sweep:
         left = self.count
         with Display(self.count) as display:
             while left or running:
-                while left and len(running) < (connection.jobs or left):
+                while left and len(running) < connection.slots():
                     asked = self.ask()
                     if asked is None:
                         left = 0
