@@ -19,7 +19,7 @@ import yaml
 from rerunning import Project, opened
 
 from stages.shared.stage import StageError
-from tools import launch, local, node, pipeline
+from tools import cluster, launch, local, node, pipeline
 from tools.pipeline import Step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +136,10 @@ def test_an_interrupted_launch_ends_all_that_it_started(
         (["--cpus-per-job", "x"], "--cpus-per-job: must be a number from 1. Received: x"),
         (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
         (["plot@shaps"], "Stage 'plot@shaps' not found"),
+        (["--trials", "3"], "--seeds and --trials are a sweep's"),
+        (["--pull", "--sweep", "a=1"], "--pull and --sweep do not go together"),
+        (["--remote", "store"], "--remote is for nodes, --address, or for --pull"),
+        (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once. Received: a, a"),
     ],
 )
 def test_bad_arguments_are_named(shapes: Project, arguments: list[str], message: str) -> None:
@@ -164,6 +168,41 @@ def test_each_job_sees_its_share_of_the_gpus(
 def test_more_gpus_than_there_are_is_an_error() -> None:
     with pytest.raises(StageError, match=r"must be at most 1\. Received: 2\."):
         local.gpu_shares(["0"], 2.0)
+
+
+def a_ray(*nodes: dict[str, float]) -> Any:
+    """What a connection asks of Ray, with such nodes and one that is gone."""
+    board = SimpleNamespace(remote=lambda: None)
+    gone = {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}
+    return SimpleNamespace(
+        nodes=lambda: [gone, *({"Alive": True, "Resources": each} for each in nodes)],
+        remote=lambda **_: lambda _: board,
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: 56 * "0"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "jobs", "slots"),
+    [
+        ([{"CPU": 8, "GPU": 2}, {"CPU": 4}], None, 2),
+        ([{"CPU": 8, "GPU": 2}, {"CPU": 2, "GPU": 4}], None, 3),
+        ([{"CPU": 5}, {"CPU": 4}], None, 4),
+        ([{"CPU": 5}, {"CPU": 4}], 3, 3),
+        ([{}], None, 1),
+    ],
+)
+def test_a_cluster_has_as_many_slots_as_its_nodes_have_room_for(
+    nodes: list[dict[str, float]], jobs: int | None, slots: int
+) -> None:
+    assert cluster.Connection(a_ray(*nodes), jobs, 1.0, 2).slots() == slots
+
+
+def test_more_than_the_largest_node_has_is_an_error() -> None:
+    ray = a_ray({"CPU": 8, "GPU": 4}, {"CPU": 6, "GPU": 4})
+    with pytest.raises(StageError, match=r"--gpus-per-job must be at most 4.* Received: 8\."):
+        cluster.Connection(ray, None, 8.0, 2)
+    with pytest.raises(StageError, match=r"--cpus-per-job must be at most 8.* Received: 14\."):
+        cluster.Connection(ray, None, 1.0, 14)
 
 
 def test_gpus_are_those_that_the_user_left_visible(monkeypatch: pytest.MonkeyPatch) -> None:

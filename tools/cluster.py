@@ -104,23 +104,45 @@ class Connection:
         gpus_per_job, cpus_per_job: what a training or an evaluation takes.
 
     Raises:
-        StageError: if the cluster has not as many GPUs.
+        StageError: if no node has as many GPUs or cores.
     """
 
     def __init__(self, ray: Any, jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._ray, self.jobs = ray, jobs
-        gpus = ray.cluster_resources().get("GPU", 0)
+        gpus, cpus = (self._most(kind) for kind in ("GPU", "CPU"))
         if gpus and gpus < gpus_per_job:
             raise StageError(
-                f"--gpus-per-job must be at most {gpus:g}. Received: {gpus_per_job:g}."
+                f"--gpus-per-job must be at most {gpus:g}, what the largest node has. Received: "
+                f"{gpus_per_job:g}."
+            )
+        if cpus and cpus < cpus_per_job:
+            raise StageError(
+                f"--cpus-per-job must be at most {cpus:g}, what the largest node has. Received: "
+                f"{cpus_per_job}."
             )
         self._gpus = gpus_per_job if gpus else 0
         self._cpus = cpus_per_job
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = ray.remote(num_cpus=0, scheduling_strategy=here)(node.Board)
         self._board = board.remote()  # not on a node that may die before us
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each node that is there has: "CPU", "GPU" and others."""
+        return [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
+
+    def _most(self, kind: str) -> float:
+        """How much of a resource the node has that has most of it."""
+        return max((each.get(kind, 0) for each in self._nodes()), default=0)
+
+    def slots(self) -> int:
+        """How many trainings can run at once on the nodes that are there now, at least one."""
+        shares = [each.get("CPU", 0) // self._cpus for each in self._nodes()]
+        if self._gpus:
+            on_gpus = [each.get("GPU", 0) // self._gpus for each in self._nodes()]
+            shares = list(map(min, shares, on_gpus))
+        return self.jobs or max(1, int(sum(shares)))
 
     def run_on_node(self, job: dict[str, Any]) -> Any:
         return self._start(node.run_on_node, job, job, self._board)

@@ -34,7 +34,8 @@ def main() -> None:
     if args.sweep:
         sys.exit(sweep(args))
     if args.pull:
-        command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", *args.targets]
+        remote = ["--remote", args.remote] if args.remote else []
+        command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", *remote, *args.targets]
         if subprocess.run(command).returncode:
             raise StageError("`dvc pull` must succeed. See what it says above.")
     steps, outdated = pipeline.plan(args.targets)
@@ -70,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pull", action="store_true", help="fetch what the DVC remote has, first")
     parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto; here if not given")
-    parser.add_argument("--remote", help="the DVC remote that the nodes share; the default one")
+    parser.add_argument("--remote", help="the DVC remote for --pull and the nodes; the default one")
     parser.add_argument(
         "--sweep",
         action="append",
@@ -83,7 +84,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--trials", type=count, metavar="N", help="how many; all combinations if not"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.seeds or args.trials) and not args.sweep:
+        parser.error("--seeds and --trials are a sweep's: --sweep KEY=VALUES")
+    if args.pull and args.sweep:
+        parser.error("--pull and --sweep do not go together: a trial fetches what it needs")
+    if args.remote and not (args.address or args.pull):
+        parser.error("--remote is for nodes, --address, or for --pull")
+    keys = [each.partition("=")[0] for each in args.sweep or []]
+    if len(set(keys)) < len(keys):
+        parser.error(f"--sweep must name each key once. Received: {', '.join(keys)}")
+    return args
 
 
 def connected(args: argparse.Namespace) -> Any:

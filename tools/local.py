@@ -45,6 +45,10 @@ class Local:
         self._started: list[Future[dict[str, Any]]] = []
         self._others = set(psutil.Process().children())  # none of ours
 
+    def slots(self) -> int:
+        """How many jobs can run at once."""
+        return self.jobs
+
     def run_here(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
         return self._submit(node.run_here, job)
 
