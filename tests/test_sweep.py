@@ -10,6 +10,8 @@ import yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
+from tools import apply, node
+from tools.results import Revision
 from tools.sweep import Range, Sweep, parse, the_variant
 
 SECONDS = 300  # no command takes longer, whatever else the machine does
@@ -23,6 +25,8 @@ RATE = "recipes.demo.optimizer.learning_rate"
         ("a.b=[1, 2],[3]", ("a.b", [[1, 2], [3]])),
         ("a.b=1..8", ("a.b", Range(1, 8, False))),
         ("a.b=0.001..1:log", ("a.b", Range(0.001, 1, True))),
+        ("a.b=1e-4,1e-3", ("a.b", [0.0001, 0.001])),
+        ("a.b=1e-4..1e-1:log", ("a.b", Range(0.0001, 0.1, True))),
     ],
 )
 def test_values_are_given_one_by_one_or_as_a_range(text: str, expected: tuple[str, Any]) -> None:
@@ -30,7 +34,7 @@ def test_values_are_given_one_by_one_or_as_a_range(text: str, expected: tuple[st
 
 
 @pytest.mark.parametrize(
-    "text", ["a.b", "a.b=", "=1", "a=2..1", "a=0..1:log", "a=1..2:exp", "a=x..2"]
+    "text", ["a.b", "a.b=", "=1", "a=2..1", "a=0..1:log", "a=1..2:exp", "a=x..2", "a=x..y", "a={1"]
 )
 def test_other_forms_are_an_error(text: str) -> None:
     with pytest.raises(StageError, match="--sweep must be"):
@@ -51,7 +55,8 @@ def test_a_sweep_is_of_one_variant() -> None:
             the_variant(tree, keys, targets)
 
 
-STEPS: Any = {"train@shapes-lenet": None, "train@cifar10-air94": None}
+KEYS = ("shapes-lenet", "shapes-deep-bn", "cifar10-air94")
+STEPS: Any = {f"train@{key}": None for key in KEYS}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,10 @@ STEPS: Any = {"train@shapes-lenet": None, "train@cifar10-air94": None}
         (f"{RATE}=0.1,-1", "shapes-lenet", f"{RATE}: .* Received: -1"),
         (f"{RATE}=0.1..1", "shapes-lenet", "--trials N must say how many"),
         ("recipes.air94.epochs=3,4", "cifar10-air94", "validation.fraction must be above 0"),
+        ("variants.shapes-lenet.recipe=demo,air94", "shapes-lenet", "Received: 0, of recipe air94"),
+        ("variants.shapes-lenet.recipe=demo,dmo", "shapes-lenet", "Did you mean 'demo'"),
+        ("variants.shapes-lenet.dataset=cifar10", "shapes-lenet", "images of one dataset"),
+        ("variants.shapes-deep-bn.config.l2=0.1,much", "shapes-deep-bn", "config.l2: .* 'much'"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(
@@ -99,6 +108,36 @@ def test_optuna_chooses_within_a_range() -> None:
     assert all(20 <= each["recipes.demo.batch_size"] <= 40 for each in found)
     assert all(0.001 <= each[RATE] <= 0.1 for each in found)
     assert len({each[RATE] for each in found}) > 20
+
+
+def test_an_experiment_may_add_and_remove_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    file = Path("params.yaml")
+    for text in (
+        "a: {name: sgd, momentum: 0.9}\nb: {old: {x: 1, y: [2]}}\nc: 1\n",
+        "a: {name: adam}\nnew: {deep: {z: 3}}\nc: {d: 4}\n",
+    ):
+        file.write_text(text)
+        git(tmp_path, "add", "--all")
+        who = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
+        git(tmp_path, *who, "commit", "--quiet", "--message", "Change")
+    changed = apply.changed_values(Revision("before", "HEAD^"), Revision("after", "HEAD"))
+    file.write_text("a: {name: sgd, momentum: 0.9}  # kept\nb: {old: {x: 1, y: [2]}}\nc: 1\n")
+    node.change(file, changed)
+    assert yaml.safe_load(file.read_text()) == yaml.safe_load(text)
+    assert "# kept" in file.read_text()
+
+
+def test_what_is_no_experiment_is_not_applied(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["apply", "workspace"])
+    with pytest.raises(StageError, match=r"must be committed\. Received: 'workspace'"):
+        apply.main()
 
 
 @pytest.fixture(scope="module")

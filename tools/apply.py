@@ -29,9 +29,10 @@ def main() -> None:
     entries: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     for revision in revisions(args.experiments):
+        if revision.commit is None:
+            raise StageError(f"An experiment must be committed. Received: '{revision.name}'.")
         baseline = Revision(f"{revision.name}'s baseline", f"{revision.commit}^")
-        before, after = dict(leaves(read(baseline, "params.yaml"))), read(revision, "params.yaml")
-        add(values, {k: v for k, v in leaves(after) if before.get(k, ...) != v}, revision.name)
+        add(values, changed_values(baseline, revision), revision.name)
         found = changed_entries(baseline, revision)
         add(entries, found, revision.name)
         steps, _ = pipeline.plan(list(found))
@@ -47,6 +48,13 @@ def read(revision: Revision, name: str) -> dict[str, Any]:
     """A YAML file in a revision."""
     data = revision.read(Path(name))
     return params.parse(data or b"{}", f"{revision.name}'s {name}") or {}
+
+
+def changed_values(baseline: Revision, revision: Revision) -> dict[str, Any]:
+    """The values of params.yaml that are not the baseline's; `...` for one that is gone."""
+    before, after = (dict(leaves(read(each, "params.yaml"))) for each in (baseline, revision))
+    gone = dict.fromkeys(before.keys() - after.keys(), ...)
+    return gone | {key: value for key, value in after.items() if before.get(key, ...) != value}
 
 
 def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:

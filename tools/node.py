@@ -245,16 +245,34 @@ def clone(folder: Path, url: str, revision: str, cache: str | None, log: IO[byte
 
 
 def change(path: Path, values: dict[str, Any]) -> None:
-    """Changes values of params.yaml, given by their dotted keys, where they are."""
+    """Changes values of params.yaml, given by their dotted keys, where they are.
+
+    Args:
+        path: the file, of which all else stays as it is, comments too.
+        values: `...` stands for one that is to go, and its section too if it was the last one.
+    """
     from dvc.utils.serialize import modify_yaml
 
     with modify_yaml(str(path)) as tree:
+        for key in [key for key, value in values.items() if value is ...]:
+            remove(tree, key.split("."))
         for key, value in values.items():
+            if value is ...:
+                continue
             *sections, last = key.split(".")
             found = tree
             for section in sections:
-                found = found[section]
+                found = found.setdefault(section, {})
             found[last] = value
+
+
+def remove(tree: Any, key: list[str]) -> None:
+    """Removes a leaf, and with it the sections that held nothing else."""
+    first, *rest = key
+    if rest:
+        remove(tree[first], rest)
+    if not rest or not tree[first]:
+        del tree[first]
 
 
 def hand_over(folder: Path, job: dict[str, Any]) -> None:
