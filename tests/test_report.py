@@ -21,6 +21,7 @@ from stages.evaluate import describe
 from stages.shared.dataset import Split
 from stages.shared.stage import StageError
 from tools import report
+from tools.results import Revision
 
 CLASSES = ("cat", "dog", "</script><b>frog")
 IMAGES = 90
@@ -176,6 +177,23 @@ def test_the_best_variant_is_compared_with_each_other_one(make: Callable[..., st
     assert "corrected for the number of comparisons, 3." in page
 
 
+def test_an_epoch_that_has_no_number_is_left_out(
+    make: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(1)
+    path = Path("results/curves/toys/toys-00.csv")
+    path.write_text(
+        path.read_text().replace("1,2,1.0,", "1,2,nan,").replace("2,2,1.0,", "2,2,inf,")
+    )
+    monkeypatch.setattr(sys, "argv", ["report"])
+    report.main()
+    values = embedded(Path("report/index.html").read_text(), "specs")["toys-curves"]["data"][
+        "values"
+    ]
+    losses = {each["epoch"]: each["value"] for each in values if "loss" in each["measure"]}
+    assert losses == {1: 2, 3: pytest.approx(2 / 3, abs=1e-3)}
+
+
 def test_images_are_shown_in_their_own_size(make: Callable[..., str]) -> None:
     page = make(1)
     assert page.count('width="31" height="17"') == len(report.GALLERIES)
@@ -242,6 +260,22 @@ def test_branches_stand_side_by_side(branches: Path, monkeypatch: pytest.MonkeyP
     }
     assert curves["layer"][0]["encoding"]["strokeDash"]["field"] == "revision"
     assert page.count('<td data-value="longest">') == 4
+
+
+def test_revisions_with_other_images_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path, 2, 2)
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    results = []
+    for name, seed in (("main", 0), ("same", 0), ("other", 1)):
+        revision = Revision(name)
+        tree["datasets"]["toys"]["seed"] = seed
+        revision.parameters = json.loads(json.dumps(tree))
+        results += revision.results(["toys"])
+    pairs = {(each["a"], each["b"]) for each in report.comparisons(results, several=True)}
+    assert pairs == {(f"toys-0{i} (same)", f"toys-0{i} (main)") for i in (0, 1)}
 
 
 def test_an_unknown_revision_is_refused(branches: Path, monkeypatch: pytest.MonkeyPatch) -> None:

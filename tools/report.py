@@ -9,6 +9,7 @@ is clicked on in their legends.
 import argparse
 import itertools
 import json
+import math
 import struct
 from collections import defaultdict
 from pathlib import Path
@@ -124,7 +125,7 @@ def label(result: Result, several: bool) -> str:
 
 def script_json(values: Any) -> markupsafe.Markup:
     """JSON that can stand in a <script>: nothing in it ends the element."""
-    return markupsafe.Markup(json.dumps(values).replace("<", "\\u003c"))
+    return markupsafe.Markup(json.dumps(values, allow_nan=False).replace("<", "\\u003c"))
 
 
 COLUMNS = [
@@ -177,7 +178,7 @@ def cells(result: Result, several: bool) -> list[dict[str, str]]:
 
 def comparisons(results: list[Result], several: bool) -> list[dict[str, Any]]:
     """The best variant against each other one; of several revisions, each variant's against its
-    own in the first of them. Only those whose predictions this machine has.
+    own in the first of them. Only those whose predictions this machine has, of the same images.
 
     Args:
         results: in the order of their revisions.
@@ -189,6 +190,7 @@ def comparisons(results: list[Result], several: bool) -> list[dict[str, Any]]:
         for result in there:
             first.setdefault(result.variant, result)
         pairs = [(each, first[each.variant]) for each in there if each is not first[each.variant]]
+        pairs = [(a, b) for a, b in pairs if images_of(a) == images_of(b)]
     else:
         there.sort(key=lambda result: -result.metrics["accuracy"])
         pairs = [(there[0], each) for each in there[1:]]
@@ -198,6 +200,11 @@ def comparisons(results: list[Result], several: bool) -> list[dict[str, Any]]:
         | {"verdict": compare.verdict(found, len(pairs))}
         for a, b in pairs
     ]
+
+
+def images_of(result: Result) -> Any:
+    """What a revision's images of a dataset are made from."""
+    return result.revision.parameters["datasets"][result.dataset]
 
 
 def comparison_note(count: int, several: bool) -> str:
@@ -276,7 +283,7 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
     for result, (column, title) in itertools.product(results, titles.items()):
         found: dict[int, list[float]] = defaultdict(list)
         for row in result.curves:
-            if row.get(column):
+            if math.isfinite(float(row.get(column) or "nan")):
                 found[int(row["epoch"])].append(float(row[column]))
         values += [
             {
