@@ -112,11 +112,12 @@ def test_a_sentence_says_which_is_better_and_by_how_much(
     text = capsys.readouterr().out
     assert "shapes-lenet is better than shapes-simple. Accuracy 82.50% against 33.33%" in text
     assert "difference +49.17 points (95 % interval +36" in text
-    assert "one model each" in text
+    assert "2 and 1 seeds, too few or too alike to compare" in text
     write(project, "shapes-convnet", [50])
     run(monkeypatch, "shapes-simple", "shapes-lenet", "shapes-convnet")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("shapes-simple is worse than shapes-lenet.")
+    assert "one model each" in lines[1]
     assert "shapes-lenet and shapes-convnet: no evidence of a difference." in lines[2]
     assert lines[3] == "Corrected for 3 comparisons (Bonferroni)."
 

@@ -187,8 +187,12 @@ def test_a_variant_that_is_not_trained_and_a_model_that_does_not_fit_are_refused
         predict.find("cifar10-lenet")
     with pytest.raises(StageError, match="Did you mean 'cifar10-lenet'"):
         predict.find("cifar10-lennet")
-    with pytest.raises(StageError, match=r"tell 2 classes. Received: 3 channels and 3 classes"):
+    with pytest.raises(StageError, match=r"tell 2 classes. Received: 3 classes"):
         predict.Predictor(model, ["a", "b"])
+    flat = keras.Sequential([keras.Input((784,)), layers.Dense(3)])
+    flat.save(tmp_path / "flat.keras")
+    with pytest.raises(StageError, match=r"colour images of one size.*\(None, 784\)"):
+        predict.Predictor(tmp_path / "flat.keras", [])
     with pytest.raises(StageError, match=r"whole \.keras file"):
         predict.Predictor(tmp_path / "params.yaml", [])
     (tmp_path / "nothing").mkdir()

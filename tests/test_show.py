@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo.experiments import Experiments
 
 from stages.shared.stage import StageError
 from tools import show
+from tools.results import revisions
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {
@@ -107,6 +109,17 @@ def test_all_datasets_are_shown_if_none_is_named(
     for name in ("toys-done", "toys-new", "others-new"):
         assert f"\n{name} " in text
     assert "others-new" not in "\n".join(printed(capsys, "toys"))
+
+
+def test_experiments_of_one_name_and_several_baselines_are_all_listed(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone)
+    listed = {"a" * 40: [("lr-0.1", "c1"), ("lr-1", "c2")], "b" * 40: [("lr-0.1", "c3")]}
+    monkeypatch.setattr(Experiments, "ls", lambda self, all_commits: listed)
+    found = {each.name: each.commit for each in revisions([], experiments=True)}
+    expected = {"lr-0.1 (aaaaaaa)": "c1", "lr-0.1 (bbbbbbb)": "c3", "lr-1": "c2"}
+    assert found == {"workspace": None} | expected
 
 
 def test_figures_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

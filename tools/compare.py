@@ -90,7 +90,7 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
         `accuracy_a`, `accuracy_b`, their `difference` with its interval, `low` to `high`, which is
         the wider one of that over images and that over seeds; `p_images` of McNemar's test between
         each variant's seed that is nearest to its mean; `p_seeds` of Welch's test, or None where
-        one variant has a single seed; and `p`, the larger one.
+        one variant has a single seed or all seeds are as accurate; and `p`, the larger one.
     """
     if a.shape[1] != b.shape[1]:
         raise StageError(
@@ -156,9 +156,12 @@ def sentence(each: dict[str, Any]) -> str:
         if word in ("better", "worse")
         else f"{each['a']} and {each['b']}: {word}"
     )
-    seeds = (
-        ", one model each" if each["p_seeds"] is None else f", seeds p {p_text(each['p_seeds'])}"
-    )
+    if each["p_seeds"] is not None:
+        seeds = f", seeds p {p_text(each['p_seeds'])}"
+    elif each["seeds_a"] == each["seeds_b"] == 1:
+        seeds = ", one model each"
+    else:
+        seeds = f", {each['seeds_a']} and {each['seeds_b']} seeds, too few or too alike to compare"
     return (
         f"{relation}. Accuracy {each['accuracy_a']:.2%} against {each['accuracy_b']:.2%}, "
         f"difference {100 * each['difference']:+.2f} points (95 % interval "

@@ -50,7 +50,7 @@ def find(model: str) -> tuple[Path, list[str]]:
     """The file of a variant's first seed, or the file given; and the names of its classes.
 
     Raises:
-        StageError: if there is no such variant, or it has not been trained and evaluated here.
+        StageError: if there is no such variant, or it has not been trained here.
     """
     path = Path(model)
     if path.suffix == ".keras":
@@ -92,13 +92,18 @@ class Predictor:
 
     def __init__(self, path: Path, classes: list[str]) -> None:
         self.model = load_model(path)
-        _, self.height, self.width, channels = self.model.input_shape
-        count = self.model.output_shape[-1]
+        match self.model.input_shape, self.model.output_shape:
+            case (_, int(height), int(width), 3), (_, int(count)):
+                self.height, self.width = height, width
+            case taken, given:
+                raise StageError(
+                    f"{path} must take colour images of one size and give each class a "
+                    f"probability. Received: shapes {taken} and {given}."
+                )
         self.classes = classes or [f"class {number}" for number in range(count)]
-        if channels != 3 or len(self.classes) != count:
+        if len(self.classes) != count:
             raise StageError(
-                f"{path} must take colour images and tell {len(self.classes)} classes. "
-                f"Received: {channels} channels and {count} classes."
+                f"{path} must tell {len(self.classes)} classes. Received: {count} classes."
             )
 
     def predict(self, names: list[str], top: int = 3) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Files that git has are read from git; what DVC keeps, from its cache or a remote
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -271,6 +272,10 @@ def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]
                 ) from None
             found[name] = Revision(name, commit)
         if experiments:
-            for each in repo.experiments.ls(all_commits=True).values():
-                found |= {name: Revision(name, commit) for name, commit in each}
+            listed = repo.experiments.ls(all_commits=True)
+            given = Counter(name for each in listed.values() for name, _ in each)
+            for baseline, each in listed.items():
+                for name, commit in each:  # a baseline has a name once; several may have it
+                    unique = name if given[name] == 1 else f"{name} ({baseline[:7]})"
+                    found[unique] = Revision(unique, commit)
     return list(found.values())
