@@ -42,8 +42,7 @@ def opened(workspace: Path, command: str, log: Path) -> tuple[set[str], set[str]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "tests" / "audit"),
-        "PYTHONPYCACHEPREFIX": str(log.with_name("pycache")),  # sources, not what was made of them
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # the clone has none: its sources are what is opened
         "AUDIT_LOG": str(log),
     }
     subprocess.run(command, shell=True, cwd=workspace, env=environment, check=True)

@@ -26,6 +26,10 @@ def parsed() -> dict[str, Any]:
     return copy.deepcopy(PARSED)
 
 
+def dumped(data: Any) -> str:
+    return yaml.dump(data, Dumper=yaml.CSafeDumper)
+
+
 def at(data: Any, keys: list[str]) -> Any:
     """What lies under keys, one inside the other."""
     return functools.reduce(operator.getitem, keys, data)
@@ -36,7 +40,7 @@ def edited(key: str, value: Any) -> str:
     data = parsed()
     *parents, last = key.split(".")
     at(data, parents)[last] = value
-    return yaml.safe_dump(data)
+    return dumped(data)
 
 
 def without(key: str) -> str:
@@ -44,7 +48,7 @@ def without(key: str) -> str:
     data = parsed()
     *parents, last = key.split(".")
     del at(data, parents)[last]
-    return yaml.safe_dump(data)
+    return dumped(data)
 
 
 def replaced(old: str, new: str) -> str:
@@ -118,7 +122,7 @@ def test_a_misspelt_key_is_refused_and_the_right_one_suggested(
     data = parsed()
     block = at(data, parents)
     block[wrong] = block.pop(last)
-    message = refusal(tmp_path, yaml.safe_dump(data))
+    message = refusal(tmp_path, dumped(data))
     line = line_of(message, ".".join([*parents, wrong]))
     assert "unknown key. Allowed: " in line
     assert f"Received: '{wrong}'. Did you mean '{last}'?" in line
@@ -348,7 +352,7 @@ def test_a_key_is_of_lower_case_letters_digits_and_hyphens(
 ) -> None:
     data = parsed()
     data[section][key] = copy.deepcopy(next(iter(data[section].values())))
-    lines = refusal(tmp_path, yaml.safe_dump(data)).splitlines()
+    lines = refusal(tmp_path, dumped(data)).splitlines()
     lines = [line for line in lines if line.startswith(f"  {section}.{key}: ")]
     assert any("pattern" in line and line.endswith(f"Received: '{key}'.") for line in lines)
 
@@ -368,16 +372,9 @@ CONTRADICTIONS = [
 def test_values_that_contradict_each_other_are_refused(
     tmp_path: Path, block: str, key: str, value: Any, rule: str
 ) -> None:
-    message = refusal(tmp_path, edited(f"recipes.{block}.{key}", value))
-    assert rule in line_of(message, f"recipes.{block}")
-
-
-@pytest.mark.parametrize(("block", "key", "value", "rule"), CONTRADICTIONS)
-def test_values_that_contradict_each_other_are_shown(
-    tmp_path: Path, block: str, key: str, value: Any, rule: str
-) -> None:
-    message = refusal(tmp_path, edited(f"recipes.{block}.{key}", value))
-    assert "Received: " in line_of(message, f"recipes.{block}")
+    line = line_of(refusal(tmp_path, edited(f"recipes.{block}.{key}", value)), f"recipes.{block}")
+    assert rule in line
+    assert "Received: " in line
 
 
 def test_a_warm_up_below_the_number_of_epochs_is_accepted(tmp_path: Path) -> None:
@@ -394,7 +391,7 @@ def test_all_mistakes_of_form_are_reported_at_once(tmp_path: Path) -> None:
     data["recipes"]["demo"]["pixel"] = "unit"
     del data["recipes"]["shallow"]["precision"]
     data["variants"]["shapes-lenet"]["seeds"] = [1, 1]
-    message = refusal(tmp_path, yaml.safe_dump(data))
+    message = refusal(tmp_path, dumped(data))
     for key in ("datasets.shapes.seed", "recipes.demo.epochs", "recipes.demo.pixel"):
         assert line_of(message, key)
     assert line_of(message, "recipes.shallow.precision")
@@ -405,7 +402,7 @@ def test_all_dangling_names_are_reported_at_once(tmp_path: Path) -> None:
     data = parsed()
     data["variants"]["shapes-lenet"].update(dataset="no", recipe="no", model="no")
     data["variants"]["cifar10-deep"]["model"] = "no"
-    message = refusal(tmp_path, yaml.safe_dump(data))
+    message = refusal(tmp_path, dumped(data))
     for field in ("dataset", "recipe", "model"):
         assert line_of(message, f"variants.shapes-lenet.{field}")
     assert line_of(message, "variants.cifar10-deep.model")
@@ -415,7 +412,7 @@ def test_mistakes_of_form_and_dangling_names_are_reported_at_once(tmp_path: Path
     data = parsed()
     data["recipes"]["demo"]["epochs"] = 0
     data["variants"]["shapes-lenet"]["model"] = "no"
-    message = refusal(tmp_path, yaml.safe_dump(data))
+    message = refusal(tmp_path, dumped(data))
     assert line_of(message, "recipes.demo.epochs")
     assert line_of(message, "variants.shapes-lenet.model")
 
@@ -578,7 +575,7 @@ def test_the_command_reports_the_configs_of_all_variants_at_once(tmp_path: Path)
     data = parsed()
     data["variants"]["shapes-lenet"]["config"] = {"a": 1}
     data["variants"]["cifar10-deep"]["config"] = {"b": 1}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "params.yaml").write_text(dumped(data))
     errors = command(tmp_path).stderr
     assert "variants.shapes-lenet.config.a: " in errors
     assert "variants.cifar10-deep.config.b: " in errors

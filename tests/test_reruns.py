@@ -158,14 +158,12 @@ def wrongly_stale(project: Project, paths: list[tuple[Any, ...]]) -> dict[str, A
     return wrong
 
 
-@pytest.mark.xdist_group("leaves")
 def test_each_kind_of_leaf_makes_exactly_its_stages_stale(project: Project) -> None:
     paths = one_of_each_kind()
     assert len(paths) > 40
     assert not wrongly_stale(project, paths)
 
 
-@pytest.mark.xdist_group("leaves")
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))  # so that several processes can share them
 def test_every_leaf_makes_exactly_its_stages_stale(project: Project, part: int) -> None:
@@ -173,7 +171,6 @@ def test_every_leaf_makes_exactly_its_stages_stale(project: Project, part: int) 
     print(f"\n{len(LEAVES[part::4])} of {len(LEAVES)} leaves of params.yaml")
 
 
-@pytest.mark.xdist_group("cases")
 @pytest.mark.parametrize(
     "path",
     [
@@ -201,12 +198,22 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "stages").rglob("
 OTHERS = ["tools/show.py", "README.md", "Makefile", "pyproject.toml", "tests/conftest.py"]
 
 
-@pytest.mark.xdist_group("cases")
-@pytest.mark.parametrize("edit", ["# a comment\n", "CHANGED = 1\n"], ids=["comment", "meaning"])
+ONE_OF_EACH = ["download", "stats", "lineup", "train", "evaluate", "plot", "training/split"]
+ONE_OF_EACH += ["datasets/shapes", "shared/dataset", "shared/params", "models/lenet"]
+
+
 @pytest.mark.parametrize("file", FILES + OTHERS)
-def test_a_changed_file_reruns_what_imports_it(smaller: Project, file: str, edit: str) -> None:
+def test_a_changed_file_reruns_what_imports_it(smaller: Project, file: str) -> None:
     path = smaller.folder / file
-    check(smaller, lambda: path.write_text(path.read_text() + edit))
+    check(smaller, lambda: path.write_text(path.read_text() + "CHANGED = 1\n"))
+
+
+@pytest.mark.parametrize("file", ONE_OF_EACH)
+def test_a_comment_reruns_the_file_and_nothing_that_follows_from_it(
+    smaller: Project, file: str
+) -> None:
+    path = smaller.folder / "stages" / f"{file}.py"
+    check(smaller, lambda: path.write_text(path.read_text() + "# a comment\n"))
 
 
 def check(project: Project, change: Callable[[], Any], restored: str = "") -> set[str]:
@@ -240,7 +247,6 @@ def renamed(tree: Tree, old: str, new: str) -> Tree:
     return {new if key == old else key: value for key, value in tree.items()}
 
 
-@pytest.mark.xdist_group("cases")
 def test_a_variant_that_is_added_renamed_and_removed(smaller: Project) -> None:
     def add(tree: Tree) -> None:
         tree["variants"]["shapes-new"] = {**tree["variants"]["shapes-lenet"], "seeds": [99]}
@@ -258,7 +264,6 @@ def test_a_variant_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert ran == {"lineup", "plot@shapes"}
 
 
-@pytest.mark.xdist_group("cases")
 def test_a_recipe_that_is_added_renamed_and_removed(smaller: Project) -> None:
     def add(tree: Tree) -> None:
         tree["recipes"]["new"] = {**tree["recipes"]["demo"], "epochs": 99}
@@ -273,7 +278,6 @@ def test_a_recipe_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert ran == {"lineup", "train@cifar10-shallow"}  # the same training: nothing follows
 
 
-@pytest.mark.xdist_group("cases")
 def test_a_dataset_that_is_added_renamed_and_removed(smaller: Project) -> None:
     def add(tree: Tree) -> None:
         tree["datasets"]["dots"] = {**tree["datasets"]["shapes"], "seed": 5}
@@ -295,7 +299,6 @@ def test_a_dataset_that_is_added_renamed_and_removed(smaller: Project) -> None:
     assert check(smaller, edited(smaller, drop), restored="lineup") == {"lineup"}
 
 
-@pytest.mark.xdist_group("cases")
 def test_an_architecture_that_is_added_renamed_and_removed(smaller: Project) -> None:
     models = smaller.folder / "stages" / "models"
 
@@ -309,7 +312,6 @@ def test_an_architecture_that_is_added_renamed_and_removed(smaller: Project) -> 
     assert ran == {"lineup", "train@shapes-lenet"}  # the same network: nothing follows
 
 
-@pytest.mark.xdist_group("cases")
 def test_order_comments_and_spelling_rerun_nothing(smaller: Project) -> None:
     def reordered(value: Any) -> Any:
         if not isinstance(value, dict):
