@@ -82,6 +82,7 @@ gate: $(STAMP)  ## may this branch be merged? needs no data
 	@python -m tools.gate
 
 bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle machine
+	@dvc repro --quiet evaluate@shapes-lenet plot@shapes
 	@for each in tutorial to_accuracy torch_air checkpoint_cost overhead floor launch; do \
 		python -m benchmarks.$$each || exit 1; done
 

@@ -4,8 +4,8 @@
 
 Eight stages, the trainings and evaluations of the shapes variants, in a clone of the last commit.
 By default stand-ins that take some seconds and no processor, on four slots: what is measured is
-what DVC and Ray add to the ideal, a quarter of the serial time. With `--real` the trainings
-themselves, two at a time: whether sharing the cores costs anything.
+what DVC and the launcher add to the ideal, a quarter of the serial time. With `--real` the
+trainings themselves, two at a time: whether sharing the cores costs anything.
 """
 
 import argparse

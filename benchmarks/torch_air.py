@@ -3,7 +3,7 @@
     python -m pip install torch       # optional: nothing else here needs it
     python -m benchmarks.torch_air [--images 10000] [--rounds 5]
 
-Both train on the same random images at the recipe's first and last resolution, with the recipe's
+Both train on the same random images at each of the recipe's resolutions, with the recipe's
 batch, augmentation, loss and optimizer, in bfloat16 with float32 weights.
 """
 
