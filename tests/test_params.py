@@ -20,10 +20,17 @@ from stages.shared.stage import StageError
 PROJECT = Path(__file__).resolve().parents[1]
 SHIPPED = (PROJECT / "params.yaml").read_text()
 PARSED = yaml.safe_load(SHIPPED)
+KEPT = ("cifar10-simple", "cifar10-deep", "cifar10-shallow", "cifar10-deep-bn", "cifar10-air94")
+KEPT += ("shapes-lenet", "shapes-deep-bn")
 
 
 def parsed() -> dict[str, Any]:
-    return copy.deepcopy(PARSED)
+    """The shipped file with fewer variants, and what they use."""
+    found: dict[str, Any] = {"variants": {key: PARSED["variants"][key] for key in KEPT}}
+    for section, field in (("datasets", "dataset"), ("recipes", "recipe")):
+        used = {variant[field] for variant in found["variants"].values()}
+        found[section] = {key: value for key, value in PARSED[section].items() if key in used}
+    return copy.deepcopy(found)
 
 
 def dumped(data: Any) -> str:
@@ -36,7 +43,7 @@ def at(data: Any, keys: list[str]) -> Any:
 
 
 def edited(key: str, value: Any) -> str:
-    """The shipped file with the value at a dotted key set."""
+    """That, with the value at a dotted key set."""
     data = parsed()
     *parents, last = key.split(".")
     at(data, parents)[last] = value
@@ -44,7 +51,7 @@ def edited(key: str, value: Any) -> str:
 
 
 def without(key: str) -> str:
-    """The shipped file without a dotted key."""
+    """That, without a dotted key."""
     data = parsed()
     *parents, last = key.split(".")
     del at(data, parents)[last]
