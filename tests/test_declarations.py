@@ -42,14 +42,14 @@ def opened(workspace: Path, command: str, log: Path) -> tuple[set[str], set[str]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "tests" / "audit"),
-        "PYTHONDONTWRITEBYTECODE": "1",  # the clone has none: its sources are what is opened
+        "PYTHONDONTWRITEBYTECODE": "1",  # none is there, so that it is looked for, but not opened
         "AUDIT_LOG": str(log),
     }
     subprocess.run(command, shell=True, cwd=workspace, env=environment, check=True)
     read, written = set(), set()
     for line in log.read_text().splitlines():
         mode, path = line.split(" ", 1)
-        if Path(path).is_relative_to(workspace):
+        if Path(path).is_relative_to(workspace) and "__pycache__" not in path:
             (written if mode == "w" else read).add(str(Path(path).relative_to(workspace)))
     return read, written
 
