@@ -137,16 +137,18 @@ class Sweep:
                 "A sweep compares accuracies on the images of one dataset; it cannot try others. "
                 f"Received: {place}.dataset."
             )
-        recipes = space.get(f"{place}.recipe", [self.tree["variants"][self.variant]["recipe"]])
+        own = self.tree["variants"][self.variant]["recipe"]
+        recipes = space.get(f"{place}.recipe", [own])
         for recipe in recipes if isinstance(recipes, list) else []:
             if recipe not in self.tree["recipes"]:
                 continue  # params.yaml's own check names it
             key = f"recipes.{recipe}.validation.fraction"
             tried = space.get(key, [self.tree["recipes"][recipe]["validation"]["fraction"]])
             if 0 in (tried if isinstance(tried, list) else [tried.low]):
+                hint = f" Add `--sweep {key}=0.1`." if recipe == own else ""
                 raise StageError(
                     "A sweep compares accuracies on validation images, so validation.fraction must "
-                    f"be above 0. Received: 0, of recipe {recipe}. Add `--sweep {key}=0.1`."
+                    f"be above 0. Received: 0, of recipe {recipe}.{hint}"
                 )
 
     def check_all(self) -> None:
