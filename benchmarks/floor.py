@@ -5,7 +5,7 @@
 The operations of a training are those of its convolutions and matrices, forward once and backward
 twice, counted from the network. The peak is the fastest that a large matrix product, or a large
 convolution forward or backward, runs here in the recipe's precision. The measured times are those
-of the committed run records.
+of the committed run records, if they are from such a device.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.alternation import report
 from stages.shared import params
 from stages.shared.backend import import_keras
+from stages.training.record import describe_device
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
@@ -39,8 +40,9 @@ def main() -> None:
             "floor_seconds": round(total / max(peaks[dtype].values()), 1),
         }
         record = ROOT / "results" / "runs" / variant.dataset / f"{key}.json"
-        if record.exists():
-            seconds = json.loads(record.read_text())["train_seconds"]
+        values = json.loads(record.read_text()) if record.exists() else {"environment": []}
+        if {each["device"] for each in values["environment"]} == {describe_device()}:
+            seconds = values["train_seconds"]
             rows[key] |= {
                 "measured_seconds": seconds,
                 "share_of_peak": round(rows[key]["floor_seconds"] / seconds, 3),

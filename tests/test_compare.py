@@ -64,17 +64,39 @@ def test_a_clear_difference_is_found_and_corrected_for_the_number_of_comparisons
     assert compare.verdict(found | {"difference": -0.1}, 2) == "worse"
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_seed_against_several_worked_by_hand() -> None:
+    several = right("+++++-----", "++++++----", "+++++++---")  # 0.6 with a deviation of 0.1
+    one = right("+++++++++-")
+    found = compare.compare(several, one)
+    t = 0.3 / (0.1 * np.sqrt(1 + 1 / 3))
+    assert found["p_seeds"] == pytest.approx(1 - t / np.sqrt(2 + t**2))  # Student's, two degrees
+    half = 4.302653 * 0.1 * np.sqrt(4 / 3)
+    assert (found["low"], found["high"]) == pytest.approx((-0.3 - half, -0.3 + half), abs=1e-5)
+    assert found["only_a_right"] is None
+    turned = compare.compare(one, several)
+    assert (turned["p"], turned["low"]) == pytest.approx((found["p"], -found["high"]))
+
+
+def test_the_verdict_of_several_seeds_is_that_of_their_interval_over_images() -> None:
+    """The seed that is nearest to the mean may tell the contrary of the mean."""
+    count = 4000
+    rows = [np.arange(count) < share * count for share in (0.52, 0.70, 0.71)]
+    found = compare.compare(np.array(rows), np.array([np.arange(count) >= 0.32 * count]))
+    assert found["low"] < found["difference"] < 0 < found["high"]
+    assert compare.verdict(found, 1) == "no evidence of a difference"
+
+
+@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(1, 1), (3, 3), (3, 1)])
 def test_variants_that_do_not_differ_are_called_different_in_at_most_one_of_twenty_cases(
-    random: np.random.Generator, seeds: int
+    random: np.random.Generator, seeds_a: int, seeds_b: int
 ) -> None:
     wrong, simulations = 0, 400
     for _ in range(simulations):
         easy = random.beta(2, 0.5, size=500)  # how likely each image is to be right
-        a, b = (random.random((seeds, 500)) < easy for _ in range(2))
+        a, b = (random.random((seeds, 500)) < easy for seeds in (seeds_a, seeds_b))
         found = compare.compare(a, b)
         wrong += compare.verdict(found, 1) != "no evidence of a difference"
-    print(f"false positives with {seeds} seeds: {wrong} of {simulations}")
+    print(f"false positives with {seeds_a} and {seeds_b} seeds: {wrong} of {simulations}")
     assert wrong <= 0.05 * simulations
 
 
@@ -111,13 +133,14 @@ def test_a_sentence_says_which_is_better_and_by_how_much(
     run(monkeypatch, "shapes-lenet", "shapes-simple")
     text = capsys.readouterr().out
     assert "shapes-lenet is better than shapes-simple. Accuracy 82.50% against 33.33%" in text
-    assert "difference +49.17 points (95 % interval +36" in text
-    assert "2 and 1 seeds, too few or too alike to compare" in text
+    assert "difference +49.17 points (95 % interval +30.83 to +67.51); over images p = " in text
+    assert ", over 2 and 1 seeds p = 0.019." in text
+    write(project, "shapes-lenet", [49, 50, 51])
     write(project, "shapes-convnet", [50])
     run(monkeypatch, "shapes-simple", "shapes-lenet", "shapes-convnet")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("shapes-simple is worse than shapes-lenet.")
-    assert "one model each" in lines[1]
+    assert "one model each, images that only one gets right: 0 and 30, exact" in lines[1]
     assert "shapes-lenet and shapes-convnet: no evidence of a difference." in lines[2]
     assert lines[3] == "Corrected for 3 comparisons (Bonferroni)."
 
@@ -155,6 +178,7 @@ def test_what_cannot_be_compared_is_refused(
         "seed,index,true\n1,2,a\n",
         "seed,index,true,predicted\n1,x,a,a\n",
         "seed,index,true,predicted\n1,0,a,a\n1,1,a,a\n2,0,a,a\n",
+        "seed,index,true,predicted\n1,0,a,a\n2,1,a,a\n",
     ],
 )
 def test_damaged_predictions_are_refused(
@@ -165,9 +189,12 @@ def test_damaged_predictions_are_refused(
         run(monkeypatch, "shapes-lenet", "shapes-simple")
 
 
-def test_other_images_are_refused() -> None:
-    with pytest.raises(StageError, match="same images"):
-        compare.compare(right("++"), right("+++"))
+def test_other_images_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many, but others: their classes tell."""
+    path = project / "results/predictions/shapes/shapes-simple.csv"
+    path.write_text(path.read_text().replace("0,7,star,star", "0,7,ring,ring"))
+    with pytest.raises(StageError, match=r"on the same images.*evaluate@shapes-lenet evaluate@sha"):
+        run(monkeypatch, "shapes-lenet", "shapes-simple")
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0134, "= 0.013"), (1, "= 1"), (0, "< 1e-99")])

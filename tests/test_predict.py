@@ -64,13 +64,15 @@ def test_every_colour_mode_gives_the_same_class(picture: Image.Image, mode: str)
     assert np.abs(difference).max() < 4
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "F", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "F", "I;16", "shares"])
 def test_grey_images_keep_their_brightness(mode: str) -> None:
     grey = np.repeat([[0], [128], [255]], 4, axis=1)
     if mode == "1":
         grey = np.where(grey > 128, 255, 0)
     if mode == "I;16":
         image = Image.fromarray((grey * 257).astype(np.uint16))
+    elif mode == "shares":
+        image = Image.fromarray((grey / 255).astype(np.float32))
     else:
         image = Image.fromarray(grey.astype(np.uint8)).convert(mode)
     converted = np.asarray(predict.upright_rgb(image))

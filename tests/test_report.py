@@ -21,7 +21,7 @@ from stages.evaluate import describe
 from stages.shared.dataset import Split
 from stages.shared.stage import StageError
 from tools import report
-from tools.results import Revision
+from tools.results import Predictions, Revision
 
 CLASSES = ("cat", "dog", "</script><b>frog")
 IMAGES = 90
@@ -174,7 +174,21 @@ def test_the_best_variant_is_compared_with_each_other_one(make: Callable[..., st
     best = max(accuracy, key=accuracy.__getitem__)
     assert [a for a, _ in pairs] == [best] * 3
     assert {b for _, b in pairs} == accuracy.keys() - {best}
-    assert "corrected for the number of comparisons, 3." in page
+    assert "corrected for the number of comparisons, 6 as the best" in page
+
+
+@pytest.mark.parametrize("folder", ["results", ".", "..", "params.yaml"])
+def test_a_report_takes_the_place_of_nothing_else(make: Callable[..., str], folder: str) -> None:
+    make(1)
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(StageError, match=r"--out must be a new folder.*Received: "):
+        make(1, arguments=("--out", folder))
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_report_takes_the_place_of_an_older_one(make: Callable[..., str]) -> None:
+    make(2)
+    assert "toys-01" not in make(1)
 
 
 def test_an_epoch_that_has_no_number_is_left_out(
@@ -262,20 +276,27 @@ def test_branches_stand_side_by_side(branches: Path, monkeypatch: pytest.MonkeyP
     assert page.count('<td data-value="longest">') == 4
 
 
-def test_revisions_with_other_images_are_not_compared(
+def test_revisions_are_compared_where_images_are_the_same_and_predictions_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_project(tmp_path, 2, 2)
-    tree = yaml.safe_load(Path("params.yaml").read_text())
+    write_project(tmp_path, 1, 1)
     results = []
-    for name, seed in (("main", 0), ("same", 0), ("other", 1)):
-        revision = Revision(name)
-        tree["datasets"]["toys"]["seed"] = seed
-        revision.parameters = json.loads(json.dumps(tree))
-        results += revision.results(["toys"])
-    pairs = {(each["a"], each["b"]) for each in report.comparisons(results, several=True)}
-    assert pairs == {(f"toys-0{i} (same)", f"toys-0{i} (main)") for i in (0, 1)}
+    for name in ("main", "alike", "better", "other"):
+        (result,) = Revision(name).results(["toys"])
+        found = result.predictions
+        assert found is not None
+        if name == "better":
+            found = Predictions(found.images, np.ones_like(found.right))
+        if name == "other":
+            found = Predictions(found.images[::-1], found.right)
+        result.predictions = found
+        results.append(result)
+    rows, note = report.comparisons(results, several=True)
+    assert [(row["a"], row["b"]) for row in rows] == [("toys-00 (better)", "toys-00 (main)")]
+    assert "number of comparisons, 1." in note
+    assert "The same predictions: toys-00 (alike)." in note
+    assert "Other test images, not compared: toys-00 (other)." in note
 
 
 def test_an_unknown_revision_is_refused(branches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +368,17 @@ def test_every_chart_is_drawn_and_labelled(
     assert said == []
     took = "const t = performance.timing; return t.loadEventEnd - t.navigationStart"
     print(f"{count} variants: loaded in {browser.execute_script(took)} ms")
+
+
+@pytest.mark.browser
+def test_without_vega_js_the_rest_of_the_page_works(make: Callable[..., str], browser: Any) -> None:
+    make(2)
+    Path("report/vega.js").unlink()
+    browser.get(Path("report/index.html").resolve().as_uri())
+    assert "vega.js beside this page" in browser.find_element("id", "toys-curves").text
+    browser.find_element("css selector", "table.sortable th button").click()
+    assert browser.find_element("css selector", "th[aria-sort=ascending]").text
+    assert "recipe.augmentation" in browser.find_element("id", "differences").text
 
 
 @pytest.mark.browser

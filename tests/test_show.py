@@ -11,7 +11,7 @@ from dvc.repo.experiments import Experiments
 
 from stages.shared.stage import StageError
 from tools import show
-from tools.results import revisions
+from tools.results import Revision, revisions
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {
@@ -87,6 +87,40 @@ def test_a_variant_without_results_is_listed_as_such(
 ) -> None:
     line = printed(capsys, "toys")[5]
     assert line.split() == ["toys-new", "-", "not", "evaluated", "yet", *"-----"]
+
+
+@pytest.mark.parametrize("read", ["a", "b"])
+def test_a_variant_trained_since_its_evaluation_is_listed_as_not_evaluated(
+    project: Path, capsys: pytest.CaptureFixture[str], read: str
+) -> None:
+    """As a sweep's trials are: they train, and the baseline's metrics are still there."""
+    weights = {"path": "results/weights/toys/toys-done", "md5": "a"}
+    stages = {
+        "train@toys-done": {"cmd": "train", "outs": [weights]},
+        "evaluate@toys-done": {"cmd": "evaluate", "deps": [weights | {"md5": read}]},
+    }
+    (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
+    assert ("not evaluated yet" in printed(capsys, "toys")[4]) == (read == "b")
+
+
+def test_a_damaged_lock_file_is_an_error_that_names_it(project: Path) -> None:
+    (project / "dvc.lock").write_text("stages: {train@toys-done: {")
+    with pytest.raises(StageError, match=r"dvc\.lock is cut short or damaged\. Run `make doctor`"):
+        show.main()
+
+
+def test_a_remote_that_fails_in_its_own_way_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Remote:
+        def open(self, path: str, mode: str) -> None:
+            raise RuntimeError("no credentials")
+
+    revision = Revision("main", "abc")
+    monkeypatch.setattr(revision, "_files", Remote())
+    assert (revision.read(Path("a")), revision.read(Path("b"))) == (None, None)
+    said = capsys.readouterr().err
+    assert said.count("'main' is left out: RuntimeError: no credentials") == 1
 
 
 def test_without_a_record_time_and_device_are_dashes(

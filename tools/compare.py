@@ -4,9 +4,15 @@
 
 Each pair gets the difference in accuracy with its 95 % interval and one of three words: better,
 worse, or no evidence of a difference. It is "better" only where every test that applies says so:
-McNemar's exact test on the images that only one of two models gets right and, where both variants
-have several seeds, Welch's t-test between the seeds' accuracies. With one seed each, two trained
-models are compared, and not two recipes: another seed may turn the result.
+
+- would other test images give the same? With one seed each, McNemar's exact test on the images that
+  only one of two models gets right; else a t-test of the images' mean differences;
+- would other seeds? Welch's t-test between the seeds' accuracies. If one of the variants has a
+  single seed, it is asked whether that seed could be one more of the other variant's (Crawford and
+  Howell 1998, doi 10.1076/clin.12.4.482.7241).
+
+With one seed each, two trained models are compared, and not two recipes: another seed may turn the
+result.
 """
 
 import argparse
@@ -20,7 +26,7 @@ from scipy import stats
 
 from stages.shared import params
 from stages.shared.stage import StageError, run
-from tools.results import Result, Revision
+from tools.results import Predictions, Result, Revision
 
 CONFIDENCE = 0.95
 SMALLEST_P = 1e-99
@@ -32,7 +38,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of sentences")
     args = parser.parse_args()
 
-    results = load_all(args.variants)
+    results = {name: each.right for name, each in load_all(args.variants).items()}
     pairs = list(itertools.combinations(results, 2))
     compared = []
     for a, b in pairs:
@@ -47,11 +53,12 @@ def main() -> None:
         print(f"Corrected for {len(pairs)} comparisons (Bonferroni).")
 
 
-def load_all(names: list[str]) -> dict[str, np.ndarray]:
-    """For each variant, which test images its models got right: bool (seeds, images).
+def load_all(names: list[str]) -> dict[str, Predictions]:
+    """What each variant's models got right.
 
     Raises:
-        StageError: if there are fewer than two, of several datasets, or one without predictions.
+        StageError: if there are fewer than two, of several datasets or test images, or one without
+            predictions.
     """
     config = params.load()
     datasets = {name: config.variant(name).dataset for name in names}
@@ -62,22 +69,31 @@ def load_all(names: list[str]) -> dict[str, np.ndarray]:
             "Only variants of one dataset can be compared, on the same test images. "
             f"Received: {datasets}."
         )
-    return {name: load(Result(Revision(), dataset, name)) for name, dataset in datasets.items()}
+    revision = Revision()
+    found = {name: load(Result(revision, dataset, name)) for name, dataset in datasets.items()}
+    first, *others = found
+    for name in others:
+        if found[name].images != found[first].images:
+            raise StageError(
+                f"The variants must be evaluated on the same images. Received: {first} and {name}, "
+                f"with others. Run `dvc repro evaluate@{first} evaluate@{name}`."
+            )
+    return found
 
 
-def load(result: Result) -> np.ndarray:
-    """Which test images each seed's model got right: bool (seeds, images).
+def load(result: Result) -> Predictions:
+    """What a variant's models got right.
 
     Raises:
         StageError: if there are no predictions.
     """
-    if result.right is None:
+    if result.predictions is None:
         raise StageError(
             f"{result.path('predictions', '.csv')} is not there. "
             f"`dvc repro evaluate@{result.variant}` makes it; `dvc pull` fetches it if a colleague "
             "has pushed it."
         )
-    return result.right
+    return result.predictions
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
@@ -88,57 +104,65 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
     Returns:
         `accuracy_a`, `accuracy_b`, their `difference` with its interval, `low` to `high`, which is
-        the wider one of that over images and that over seeds; `p_images` of McNemar's test between
-        each variant's seed that is nearest to its mean; `p_seeds` of Welch's test, or None where
-        one variant has a single seed or all seeds are as accurate; and `p`, the larger one.
+        the wider one of that over images and that over seeds; `only_a_right` and `only_b_right`,
+        numbers of images, None unless there is one seed each; `p_images`; `p_seeds`, None where
+        there is one seed each, or none differs from the others of its variant; and `p`, the larger.
     """
-    if a.shape[1] != b.shape[1]:
-        raise StageError(
-            f"The variants must be evaluated on the same images. Received: {a.shape[1]} and "
-            f"{b.shape[1]}. Run `dvc repro`."
-        )
-    over_images = stats.ttest_1samp(a.mean(axis=0) - b.mean(axis=0), 0)
-    intervals = [over_images.confidence_interval(CONFIDENCE)]
-    only_a, only_b = discordant(typical(a), typical(b))
-    p_images = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    only_a = only_b = None
+    p_images, *ends = over_images(a.mean(axis=0) - b.mean(axis=0))
+    if len(a) == len(b) == 1:
+        only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+        p_images = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1
+    intervals = [ends]
     p_seeds = None
-    if min(len(a), len(b)) > 1:
-        seeds_a, seeds_b = a.mean(axis=1), b.mean(axis=1)
-        if np.ptp(seeds_a) + np.ptp(seeds_b) > 0:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # scipy warns of seeds that are all alike
-                over_seeds = stats.ttest_ind(seeds_a, seeds_b, equal_var=False)
-            p_seeds = float(over_seeds.pvalue)
-            intervals.append(over_seeds.confidence_interval(CONFIDENCE))
-    difference = float(a.mean() - b.mean())
-    widest = max(intervals, key=lambda each: float(np.nan_to_num(each.high - each.low)))
-    low, high = np.nan_to_num([widest.low, widest.high], nan=difference)
+    seeds_a, seeds_b = a.mean(axis=1), b.mean(axis=1)
+    if np.ptp(seeds_a) + np.ptp(seeds_b) > 0:
+        p_seeds, *ends = over_seeds(seeds_a, seeds_b)
+        intervals.append(ends)
+    low, high = max(intervals, key=lambda each: each[1] - each[0])
     return {
         "accuracy_a": float(a.mean()),
         "accuracy_b": float(b.mean()),
         "seeds_a": len(a),
         "seeds_b": len(b),
-        "difference": difference,
-        "low": float(low),
-        "high": float(high),
+        "difference": float(a.mean() - b.mean()),
+        "low": low,
+        "high": high,
         "only_a_right": only_a,
         "only_b_right": only_b,
-        "p_images": float(p_images),
+        "p_images": p_images,
         "p_seeds": p_seeds,
-        "p": max(float(p_images), p_seeds or 0.0),
+        "p": max(p_images, p_seeds or 0.0),
     }
 
 
-def typical(right: np.ndarray) -> np.ndarray:
-    """The seed whose accuracy is nearest to the mean: bool (images,)."""
-    accuracies = right.mean(axis=1)
-    nearest: np.ndarray = right[np.abs(accuracies - accuracies.mean()).argmin()]
-    return nearest
+def over_images(differences: np.ndarray) -> tuple[float, float, float]:
+    """Is the mean over images zero? p of a t-test, and the ends of the mean's interval."""
+    if np.ptp(differences) == 0:  # nothing to estimate a spread from
+        mean = float(differences[0])
+        return float(mean == 0), mean, mean
+    found = stats.ttest_1samp(differences, 0)
+    ends = found.confidence_interval(CONFIDENCE)
+    return float(found.pvalue), float(ends.low), float(ends.high)
 
 
-def discordant(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
-    """How many images only the first gets right, and how many only the second."""
-    return int((a & ~b).sum()), int((b & ~a).sum())
+def over_seeds(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Do seeds' accuracies, not all alike, have one mean? p, and the difference's interval's ends.
+
+    Of two variants with several seeds, by Welch's t-test; where one has a single seed, by whether
+    it may be one more of the other's.
+    """
+    if min(len(a), len(b)) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy warns of one variant's seeds that are all alike
+            found = stats.ttest_ind(a, b, equal_var=False)
+        ends = found.confidence_interval(CONFIDENCE)
+        return float(found.pvalue), float(ends.low), float(ends.high)
+    several = max(a, b, key=len)
+    error = several.std(ddof=1) * np.sqrt(1 + 1 / len(several))
+    found = stats.t(len(several) - 1, loc=a.mean() - b.mean(), scale=error)
+    low, high = found.interval(CONFIDENCE)
+    return float(2 * min(found.cdf(0), found.sf(0))), float(low), float(high)
 
 
 def verdict(found: dict[str, Any], comparisons: int) -> str:
@@ -156,18 +180,20 @@ def sentence(each: dict[str, Any]) -> str:
         if word in ("better", "worse")
         else f"{each['a']} and {each['b']}: {word}"
     )
-    if each["p_seeds"] is not None:
-        seeds = f", seeds p {p_text(each['p_seeds'])}"
-    elif each["seeds_a"] == each["seeds_b"] == 1:
-        seeds = ", one model each"
+    images, seeds = p_text(each["p_images"]), f"{each['seeds_a']} and {each['seeds_b']} seeds"
+    if each["only_a_right"] is not None:
+        tests = (
+            f"one model each, images that only one gets right: {each['only_a_right']} and "
+            f"{each['only_b_right']}, exact McNemar p {images}"
+        )
+    elif each["p_seeds"] is None:
+        tests = f"over images p {images}, {seeds}, too alike to compare"
     else:
-        seeds = f", {each['seeds_a']} and {each['seeds_b']} seeds, too few or too alike to compare"
+        tests = f"over images p {images}, over {seeds} p {p_text(each['p_seeds'])}"
     return (
         f"{relation}. Accuracy {each['accuracy_a']:.2%} against {each['accuracy_b']:.2%}, "
         f"difference {100 * each['difference']:+.2f} points (95 % interval "
-        f"{100 * each['low']:+.2f} to {100 * each['high']:+.2f}); images that only one gets right: "
-        f"{each['only_a_right']} and {each['only_b_right']}, exact McNemar p "
-        f"{p_text(each['p_images'])}{seeds}."
+        f"{100 * each['low']:+.2f} to {100 * each['high']:+.2f}); {tests}."
     )
 
 

@@ -154,7 +154,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float64)
-        values = values / 257 if values.max() > 255 else values  # 16 bits to 8
+        if image.mode == "F" and values.max() <= 1:  # shares of white
+            values = values * 255
+        elif values.max() > 255:  # 16 bits
+            values = values / 257
         image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -49,7 +49,7 @@ def main() -> None:
     results = [result for rev in revs for result in rev.results(rev.datasets(args.datasets))]
     if not any(result.metrics for result in results):
         raise StageError("There are no results to report yet. `make demo` or `dvc repro` first.")
-    with outputs(args.out) as (partial,):
+    with outputs(replaceable(args.out)) as (partial,):
         partial.mkdir()
         write(partial, revs, results)
         (partial / "vega.js").write_text(vega_script())
@@ -58,6 +58,22 @@ def main() -> None:
         f"report: {evaluated} of {len(results)} variants with results in {args.out / 'index.html'},"
         f" {size(args.out)}"
     )
+
+
+def replaceable(folder: Path) -> Path:
+    """The folder, if a report may take the place of what is there.
+
+    Raises:
+        StageError: if that is something else than an empty folder or an older report.
+    """
+    there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    is_other = there and not {"index.html", "vega.js"} <= there
+    if is_other or folder.is_file() or Path.cwd().is_relative_to(folder.resolve()):
+        raise StageError(
+            "--out must be a new folder, an empty one or an older report, which is replaced. "
+            f"Received: {folder}."
+        )
+    return folder.resolve()
 
 
 def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
@@ -70,7 +86,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     for dataset, members in by_dataset.items():
         order = list(dict.fromkeys(result.variant for result in members))
         members.sort(key=lambda result: order.index(result.variant))  # its revisions together
-        pairs = comparisons([result for result in members if result.metrics], several)
+        pairs, note = comparisons([result for result in members if result.metrics], several)
         evaluated = sorted(
             (result for result in members if result.metrics),
             key=lambda result: -result.metrics["accuracy"],
@@ -83,7 +99,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
                 "rows": [cells(result, several) for result in members],
                 "charts": charts,
                 "comparisons": pairs,
-                "comparison_note": comparison_note(len(pairs), several),
+                "comparison_note": note,
                 "galleries": galleries(folder, dataset, evaluated, several),
             }
         )
@@ -176,44 +192,60 @@ def cells(result: Result, several: bool) -> list[dict[str, str]]:
     ]
 
 
-def comparisons(results: list[Result], several: bool) -> list[dict[str, Any]]:
+def comparisons(results: list[Result], several: bool) -> tuple[list[dict[str, Any]], str]:
     """The best variant against each other one; of several revisions, each variant's against its
-    own in the first of them. Only those whose predictions this machine has, of the same images.
+    own in the first of them. Only those whose predictions this machine has.
 
     Args:
         results: in the order of their revisions.
         several: whether they are of several revisions.
+
+    Returns:
+        The comparisons, and what to know about them.
     """
-    there = [result for result in results if result.right is not None]
+    there = [result for result in results if result.predictions is not None]
     if several:
         first: dict[str, Result] = {}
         for result in there:
             first.setdefault(result.variant, result)
         pairs = [(each, first[each.variant]) for each in there if each is not first[each.variant]]
-        pairs = [(a, b) for a, b in pairs if images_of(a) == images_of(b)]
     else:
         there.sort(key=lambda result: -result.metrics["accuracy"])
         pairs = [(there[0], each) for each in there[1:]]
-    return [
+    same, alike, other = [], [], []
+    for a, b in pairs:
+        one, two = compare.load(a), compare.load(b)
+        if one.images != two.images:
+            other.append(label(a, several))
+        elif several and np.array_equal(one.right, two.right):
+            alike.append(label(a, several))
+        else:
+            same.append((a, b, compare.compare(one.right, two.right)))
+    # The best was chosen on these images: it is as if each variant had been held against each.
+    count = len(same) if several else math.comb(len(same) + 1, 2)
+    rows = [
         {"a": label(a, several), "b": label(b, several)}
-        | (found := compare.compare(compare.load(a), compare.load(b)))
-        | {"verdict": compare.verdict(found, len(pairs))}
-        for a, b in pairs
+        | found
+        | {"verdict": compare.verdict(found, count)}
+        for a, b, found in same
     ]
+    return rows, comparison_note(count, several, alike, other)
 
 
-def images_of(result: Result) -> Any:
-    """What a revision's images of a dataset are made from."""
-    return result.revision.parameters["datasets"][result.dataset]
-
-
-def comparison_note(count: int, several: bool) -> str:
+def comparison_note(count: int, several: bool, alike: list[str], other: list[str]) -> str:
     how = "Each variant against the first revision's" if several else "The best against each other"
-    return (
-        f"{how}, on the same test images: McNemar's exact test and, with several seeds, Welch's "
-        f"t-test between them. Verdicts are corrected for the number of comparisons, {count}. "
+    note = (
+        f"{how}, on the same test images. A difference counts if it would hold with other test "
+        "images (exact McNemar test, with several seeds a t-test of the images' means) and, with "
+        "several seeds, with other seeds (Welch's t-test). Verdicts are corrected for the number "
+        f"of comparisons, {count}{'' if several else ' as the best was not known before'}. "
         "The interval is the wider one of both, not corrected."
     )
+    if alike:
+        note += f" The same predictions: {', '.join(alike)}."
+    if other:
+        note += f" Other test images, not compared: {', '.join(other)}."
+    return note
 
 
 def make_charts(dataset: str, results: list[Result], several: bool) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Files that git has are read from git; what DVC keeps, from its cache or a remote
 import csv
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
 
 RESULTS = Path("results")
+LOCK = Path("dvc.lock")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WORKSPACE = "workspace"
 SAME_ACCURACY = 1e-6
 
@@ -45,6 +49,7 @@ class Revision:
 
     def __init__(self, name: str = WORKSPACE, commit: str | None = None) -> None:
         self.name, self.commit = name, commit
+        self._warned = False
 
     @cached_property
     def _files(self) -> Any:
@@ -63,6 +68,20 @@ class Revision:
                 return bytes(file.read())
         except (OSError, DvcException):
             return None
+        except Exception as error:  # of a remote's own library, such as one about credentials
+            if self.commit is None:
+                raise
+            self._warn(error)
+            return None
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            print(
+                f"warning: what only the remote has of '{self.name}' is left out: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
+        self._warned = True
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """A JSON file's values, none if there is no such file.
@@ -92,6 +111,30 @@ class Revision:
             raise StageError(f"'{self.name}' has no params.yaml that can be read.")
         return values
 
+    @cached_property
+    def trained_since(self) -> set[str]:
+        """The variants whose weights are others than those that evaluate read, by dvc.lock.
+
+        Such are a sweep's trials, and what `dvc repro train@V` has just trained.
+
+        Raises:
+            StageError: if dvc.lock is damaged.
+        """
+        try:
+            stages = (yaml.load(self.read(LOCK) or b"", LOADER) or {}).get("stages", {})
+        except (yaml.YAMLError, AttributeError):
+            raise StageError(f"{LOCK} is cut short or damaged. Run `make doctor`.") from None
+        found = set()
+        for name, entry in stages.items():
+            stage, _, variant = name.partition("@")
+            if stage != "train" or f"evaluate@{variant}" not in stages:
+                continue
+            written = {out["path"]: out.get("md5") for out in entry.get("outs", [])}
+            read = stages[f"evaluate@{variant}"].get("deps", [])
+            if any(written.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read):
+                found.add(variant)
+        return found
+
     def datasets(self, wanted: list[str]) -> list[str]:
         """The wanted ones, or all if none is named.
 
@@ -116,6 +159,19 @@ class Revision:
         ]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Which test images a variant's models got right.
+
+    Attributes:
+        images: each one's index and true class.
+        right: bool (seeds, images).
+    """
+
+    images: tuple[tuple[int, str], ...]
+    right: np.ndarray
+
+
 @dataclass
 class Result:
     """What the pipeline wrote about one variant, in one revision."""
@@ -126,8 +182,8 @@ class Result:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What evaluate wrote for `dvc metrics`; empty if it has not run."""
-        return self._json("metrics")
+        """What evaluate wrote for `dvc metrics`; empty if it has not run on these weights."""
+        return {} if self._trained_since else self._json("metrics")
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -141,7 +197,7 @@ class Result:
         Raises:
             StageError: if they belong to another run than the metrics.
         """
-        details = self._json("details")
+        details = {} if self._trained_since else self._json("details")
         if details:
             seeds = details["seeds"].values()
             self._check_run(self.path("details", ".json"), [seed["accuracy"] for seed in seeds])
@@ -154,30 +210,37 @@ class Result:
         return list(csv.DictReader(io.StringIO(text.decode())))
 
     @cached_property
-    def right(self) -> np.ndarray | None:
-        """Which test images each seed's model got right: bool (seeds, images), or None.
+    def predictions(self) -> "Predictions | None":
+        """What evaluate wrote about each test image; None where this machine does not have it.
 
         Raises:
-            StageError: if the predictions are not what evaluate writes, or of another run.
+            StageError: if that is not what evaluate writes, or of another run.
         """
         path = self.path("predictions", ".csv")
-        data = self.revision.read(path)
+        data = None if self._trained_since else self.revision.read(path)
         if data is None:
             return None
-        right: dict[str, dict[int, bool]] = {}
+        found: dict[str, dict[int, tuple[str, str]]] = {}
         try:
             for row in csv.DictReader(io.StringIO(data.decode())):
-                of_seed = right.setdefault(row["seed"], {})
-                of_seed[int(row["index"])] = row["true"] == row["predicted"]
+                of_seed = found.setdefault(row["seed"], {})
+                of_seed[int(row["index"])] = row["true"], row["predicted"]
         except (ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{path} must be what evaluate writes. Received: {error!r}. Run `dvc repro`."
             ) from None
-        rows = [[found[index] for index in sorted(found)] for found in right.values()]
-        if not rows or len({len(row) for row in rows}) > 1:
+        images = [
+            tuple((index, true) for index, (true, _) in sorted(seed.items()))
+            for seed in found.values()
+        ]
+        if not found or len(set(images)) > 1:
             raise StageError(f"{path} must have the same images for each seed. Run `dvc repro`.")
-        self._check_run(path, [float(np.mean(row)) for row in rows])
-        return np.array(rows)
+        right = [
+            [true == predicted for _, (true, predicted) in sorted(seed.items())]
+            for seed in found.values()
+        ]
+        self._check_run(path, [float(np.mean(row)) for row in right])
+        return Predictions(images[0], np.array(right))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -229,6 +292,10 @@ class Result:
                 f"accuracy is {expected:.4f}. Received: {np.mean(accuracies):.4f}. `dvc checkout` "
                 f"fetches the right one, `dvc repro evaluate@{self.variant}` makes it."
             )
+
+    @property
+    def _trained_since(self) -> bool:
+        return self.variant in self.revision.trained_since
 
     def _json(self, kind: str) -> dict[str, Any]:
         return self.revision.read_json(self.path(kind, ".json"))
