@@ -1,6 +1,7 @@
 # The pipeline's commands. Each sets up .venv by itself, once: see `make help`.
 
 PYTHON ?= python3
+SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed$(if $(CUDA),-cuda)
@@ -25,14 +26,14 @@ $(STAMP): $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
 		f"error: Python 3.11 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV), once; this takes a few minutes."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
 	@$(BIN)/python -m tools.plots_page
 	@touch $@
 
 setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits
 	@git config merge.dvc-lock.name "dvc.lock, stage by stage"
-	@git config merge.dvc-lock.driver "$(BIN)/python -m tools.merge_lock %O %A %B"
+	@git config merge.dvc-lock.driver '"$(abspath $(BIN))/python" -m tools.merge_lock %O %A %B || git merge-file %A %O %B'
 	@git config merge.dvc-result.name "ours, until dvc repro writes it anew"
 	@git config merge.dvc-result.driver true
 	@pre-commit install

@@ -469,6 +469,18 @@ def test_a_lock_file_that_was_cut_short_is_an_error(workspace: Path, text: str) 
     assert "git checkout" in only(doctor.check_lock_file(workspace), "error")
 
 
+def test_a_lock_file_that_dvc_may_be_writing_is_left_alone(
+    workspace: Path, children: list[subprocess.Popen[str]]
+) -> None:
+    (workspace / "dvc.lock").write_text("schema: '2.0'\nstages:\n  a:\n    cm")
+    lock = workspace / ".dvc" / "tmp" / "lock"
+    lock.touch()
+    assert "git checkout" in only(doctor.check_lock_file(workspace), "error")
+    program = f"import zc.lockfile; lock = zc.lockfile.LockFile({str(lock)!r})"
+    children.append(child(f"{program}; {SLEEP}", ROOT))
+    assert "Ask again" in only(doctor.check_lock_file(workspace), "warning")
+
+
 def test_what_gitignore_lacks_and_what_it_has_too_much_are_warnings(workspace: Path) -> None:
     assert "right for all 2" in only(doctor.check_gitignore(workspace), "ok")
     (workspace / ".gitignore").write_text("*.json\n")

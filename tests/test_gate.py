@@ -217,7 +217,8 @@ def test_a_producer_that_ran_again_without_its_consumer_fails(
     assert any(f"evaluate@{TRAINED}" in line and weights in line for line in found)
     for kind in ("curves", "runs", "examples"):  # examples: only DVC has them
         assert any("plot@shapes" in each and f"results/{kind}/shapes" in each for each in found)
-    assert len(found) == 4, found
+    assert any("and there is none here" in each for each in found)  # of these weights
+    assert len(found) == 5, found
     project.repro("plot@shapes")
     assert failures() == []
 
@@ -316,6 +317,38 @@ def test_the_base_is_where_the_branch_left(project: Project, failures: Gate) -> 
         assert failures("--base", "ahead") == []
     finally:
         git(project, "branch", "--force", "main", save_on_main.strip())
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("dvc.yaml", "stages: ["),
+        ("dvc.lock", "<<<<<<< ours\n"),
+        ("params.yaml", "variants: ["),
+        (str(METRICS), "{"),
+    ],
+)
+def test_a_branch_may_mend_what_is_broken_in_its_base(
+    project: Project, failures: Gate, file: str, text: str
+) -> None:
+    whole = Path(file).read_text()
+    Path(file).write_text(text)
+    save(project)
+    git(project, "branch", "--force", "broken", "HEAD")
+    Path(file).write_text(whole)
+    save(project)
+    said: list[str] = []
+    assert failures("--base", "broken", said=said) == []
+    assert any(line.startswith("note") and "not compared with the base's" in line for line in said)
+
+
+def test_what_is_not_committed_is_noted(project: Project, failures: Gate) -> None:
+    said: list[str] = []
+    assert failures(said=said) == []
+    assert "not committed" not in "".join(said)
+    Path("stages/models/new.py").touch()
+    assert failures(said=said) == []
+    assert any(line.startswith("note") and "merged: stages/models/new.py" in line for line in said)
 
 
 def test_a_base_that_git_does_not_know_is_refused(project: Project, failures: Gate) -> None:

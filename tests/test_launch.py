@@ -1,7 +1,9 @@
 """tools/launch.py on one machine, with DVC, and stand-ins for the stages' commands."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +109,22 @@ def test_a_failure_holds_back_only_what_depends_on_it_and_the_lock_becomes_a_ser
     assert shapes.repro(TARGET) == set()
 
 
+def test_a_target_is_pulled_with_all_that_it_is_made_from(shapes: Project, tmp_path: Path) -> None:
+    shapes.write_params(yaml.safe_load(shapes.text))
+    shapes.repro(TARGET)
+    dvc = [sys.executable, "-m", "dvc"]
+    for arguments in (
+        ["remote", "add", "--local", "--default", "store", str(tmp_path)],
+        ["push", "--quiet", "--with-deps", TARGET],
+    ):
+        subprocess.run([*dvc, *arguments], cwd=shapes.folder, check=True)
+    for folder in (".dvc/cache", "data/raw", "results/weights", "results/predictions"):
+        shutil.rmtree(shapes.folder / folder)
+    done = run_launch(shapes, "--pull", TARGET)
+    assert "Up to date: " in done.stdout, done.stderr
+    subprocess.run([*dvc, "remote", "remove", "--local", "store"], cwd=shapes.folder, check=True)
+
+
 def test_an_interrupted_launch_ends_all_that_it_started(
     shapes: Project,
 ) -> None:
@@ -126,6 +144,8 @@ def test_an_interrupted_launch_ends_all_that_it_started(
     assert process.returncode == 130
     assert "Interrupted; ending train@shapes-" in stderr
     assert processes_in(shapes.folder) == []
+    rwlock = json.loads((shapes.folder / ".dvc" / "tmp" / "rwlock").read_text())
+    assert not any(rwlock.values()), "DVC was not left the time to end what it does"
     assert shapes.repro(TARGET) >= {"train@shapes-lenet", "train@shapes-simple"}
 
 
@@ -137,7 +157,7 @@ def test_an_interrupted_launch_ends_all_that_it_started(
         (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
         (["plot@shaps"], "Stage 'plot@shaps' not found"),
         (["--trials", "3"], "--seeds and --trials are a sweep's"),
-        (["--pull", "--sweep", "a=1"], "--pull and --sweep do not go together"),
+        (["--pull", "--sweep", "a=1", "--address", "auto"], "--pull is not for a sweep on a cl"),
         (["--remote", "store"], "--remote is for nodes, --address, or for --pull"),
         (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once. Received: a, a"),
     ],

@@ -1,6 +1,7 @@
 """Merges of dvc.lock: through git and DVC, with stand-ins for the stages' commands."""
 
 import itertools
+import re
 import shlex
 import subprocess
 import sys
@@ -38,7 +39,18 @@ Stages = dict[str, Any]
 def test_each_stage_is_merged_whole(
     ours: Stages, theirs: Stages, merged: Stages, dropped: list[str]
 ) -> None:
-    assert merge_lock.merge({"a": 1}, ours, theirs) == (merged, dropped)
+    def entries(numbers: Stages) -> Stages:
+        return {name: {"cmd": number} for name, number in numbers.items()}
+
+    found = merge_lock.merge(entries({"a": 1}), entries(ours), entries(theirs))
+    assert found == (entries(merged), dropped)
+
+
+def test_of_two_runs_with_the_same_inputs_ours_stays() -> None:
+    """As when two people have trained what nobody had: the times differ, in the run records."""
+    ours, theirs = ({"cmd": "train", "deps": [1], "outs": [out]} for out in ("ours", "theirs"))
+    assert merge_lock.merge({}, {"a": ours}, {"a": theirs}) == ({"a": ours}, [])
+    assert merge_lock.merge({}, {"a": ours}, {"a": theirs | {"deps": [2]}}) == ({}, ["a"])
 
 
 def run_driver(folder: Path, *texts: str) -> str:
@@ -176,6 +188,22 @@ def test_branches_that_touch_two_variants_merge_without_training(
     assert ran <= ALWAYS
     for name in yaml.safe_load((repository.folder / "params.yaml").read_text())["variants"]:
         assert {f"train@{name}", f"evaluate@{name}"} <= kept
+
+
+def test_if_the_driver_cannot_start_git_leaves_conflict_markers(repository: Project) -> None:
+    """Without them a commit would silently drop all of theirs."""
+    makefile = (ROOT / "Makefile").read_text()
+    (driver,) = re.findall(r"^\t@git config merge.dvc-lock.driver '(.*)'$", makefile, re.MULTILINE)
+    git(repository, "checkout", "--quiet", "--force", "-B", "ours", "main")
+    lock = repository.folder / "dvc.lock"
+    for branch in ("theirs", "ours"):
+        git(repository, "checkout", "--quiet", "--force", "-B", branch, "main")
+        lock.write_text(lock.read_text().replace("cmd: python", f"cmd: {branch}"))
+        git(repository, "commit", "--quiet", "--all", "--message", branch)
+    broken = ("-c", f"merge.dvc-lock.driver={driver.replace('$(abspath $(BIN))', '/nowhere')}")
+    git(repository, *broken, "merge", "--no-edit", "theirs", ok=False)
+    assert "<<<<<<<" in lock.read_text()
+    git(repository, "merge", "--abort")
 
 
 def test_a_variant_that_both_branches_changed_runs_again_and_no_other(repository: Project) -> None:

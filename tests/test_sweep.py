@@ -11,6 +11,8 @@ import yaml
 from stages.shared import params
 from stages.shared.stage import StageError
 from tools import apply, node
+from tools.cluster import Source
+from tools.pipeline import Step
 from tools.results import Revision
 from tools.sweep import Range, Sweep, parse, the_variant
 
@@ -110,6 +112,43 @@ def test_optuna_chooses_within_a_range() -> None:
     assert len({each[RATE] for each in found}) > 20
 
 
+def test_a_rounded_value_stays_within_its_range() -> None:
+    key = "recipes.demo.optimizer.momentum"
+    sweep = Sweep(dict([parse(f"{key}=0.99949..0.99951")]), STEPS, ["train@shapes-lenet"], None, 20)
+    assert all(0.99949 <= each[key] <= 0.99951 for each in asked(sweep, sweep.count))
+
+
+def test_ctrl_c_loses_no_trial_that_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Connection:
+        """The first trial ends, the second is interrupted."""
+
+        def slots(self) -> int:
+            return 1
+
+        def run_trial(self, job: dict[str, Any]) -> str:
+            return str(job["name"])
+
+        def finished(self, names: list[str], seconds: float) -> list[str]:
+            if names[0].endswith("0.02"):
+                raise KeyboardInterrupt
+            return names
+
+        def outcome(self, name: str) -> dict[str, Any]:
+            return {"code": 1, "log": b"", "error": "why"}
+
+    steps: Any = {"train@shapes-lenet": Step("train@shapes-lenet", (), (), (), (), ())}
+    space = dict([parse(f"{RATE}=0.01,0.02")])
+    sweep = Sweep(space, steps, ["train@shapes-lenet"], None, None)
+    monkeypatch.setattr("tools.sweep.LOGS", tmp_path)
+    source = Source("origin", "abc", None, str(tmp_path), "cache")
+    (done,) = sweep.run(Connection(), source)
+    assert (done["name"], done["error"]) == ("shapes-lenet_learning_rate-0.01", "why")
+    assert sweep.interrupted
+    assert "ending shapes-lenet_learning_rate-0.02." in capsys.readouterr().err
+
+
 def test_an_experiment_may_add_and_remove_parameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,14 +214,14 @@ def test_trials_become_experiments_that_are_applied_together(project: Path) -> N
     run(project, "tools.launch", "--sweep=variants.shapes-deep-bn.seeds=[3],[4]", "--jobs", "2")
     assert git(project, "status", "--porcelain") == ""
     names = set(run(project, "dvc", "exp", "list", "--name-only").split())
-    rates = {f"shapes-lenet_learning_rate-{rate}" for rate in (0.001, 0.01)}
+    rates = {f"shapes-lenet_learning_rate-{rate}_seeds-2" for rate in (0.001, 0.01)}
     assert names == rates | {f"shapes-deep-bn_seeds--{seed}-" for seed in (3, 4)}
     table = run(project, "dvc", "exp", "show", "--csv")
     assert all(name in table for name in names)
 
     run(project, "tools.apply", *rates, code=1)  # both set the rate
     assert git(project, "status", "--porcelain") == ""
-    applied = ["shapes-lenet_learning_rate-0.01", "shapes-deep-bn_seeds--4-"]
+    applied = ["shapes-lenet_learning_rate-0.01_seeds-2", "shapes-deep-bn_seeds--4-"]
     cache = project / ".dvc" / "cache" / "files"
     cache.rename(cache.with_name("elsewhere"))
     run(project, "tools.apply", *applied, code=1)  # DVC has no outputs
@@ -195,3 +234,21 @@ def test_trials_become_experiments_that_are_applied_together(project: Path) -> N
     assert tree["variants"]["shapes-deep-bn"]["seeds"] == [4]
     status = run(project, "dvc", "status", "train@shapes-lenet", "train@shapes-deep-bn")
     assert "up to date" in status, status
+
+
+def test_experiments_that_add_a_variant_each_are_applied_together(project: Path) -> None:
+    """Both ran `lineup`, which names all variants: that is left for DVC."""
+    git(project, "checkout", "--quiet", "--force", ".")
+    path = project / "params.yaml"
+    before = path.read_text()
+    for name, target in (("one", "train@shapes-one"), ("two", "stats@shapes")):
+        tree = yaml.safe_load(before)
+        tree["variants"][f"shapes-{name}"] = tree["variants"]["shapes-lenet"] | {"seeds": [5]}
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        run(project, "dvc", "exp", "run", "--quiet", "--name", name, "lineup", target)
+        git(project, "checkout", "--quiet", "--force", ".")
+        git(project, "clean", "--quiet", "--force", "-d")
+    run(project, "tools.apply", "one", "two")
+    assert {"shapes-one", "shapes-two"} <= yaml.safe_load(path.read_text())["variants"].keys()
+    assert "up to date" in run(project, "dvc", "status", "train@shapes-one")
+    assert "changed" in run(project, "dvc", "status", "lineup")

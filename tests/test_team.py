@@ -99,7 +99,7 @@ def newcomer(ann: Person, folder: Path) -> Person:
     project.log, project.standin = ann.project.log, ann.project.standin
     person = Person(project, ann.team)
     for line in re.findall(r"^\t@(git config .*)", (ROOT / "Makefile").read_text(), re.MULTILINE):
-        person.runs(line.replace("$(BIN)/python", sys.executable))
+        person.runs(line.replace("$(abspath $(BIN))/python", sys.executable))
     person.runs("git config user.name Bob && git config user.email bob@example.org")
     person.runs(f"{sys.executable} -m dvc pull --allow-missing")
     return person
@@ -150,17 +150,25 @@ def adds_a_variant_in_the_same_place_and_merges(bob: Person) -> None:
     bob.runs("git push --quiet origin another:main")
 
 
-def removes_what_no_branch_needs(ann: Person, folder: Path) -> None:
+def begins_a_branch_that_nobody_else_has(bob: Person) -> None:
+    bob.runs("git switch --quiet --create alone main")
+    bob.edits(FIRST, FIRST + NEW.format("shapes-alone", 33))
+    assert bob.brings_up_to_date() >= {"train@shapes-alone"}
+    bob.runs("git add --all && git commit --quiet -m Alone && git push --quiet origin alone")
+    bob.does("dvc push && git push")
+
+
+def removes_what_no_commit_needs(ann: Person, folder: Path) -> None:
     """And nothing else: a newcomer gets every branch's results."""
     dvc = f"{sys.executable} -m dvc"
     ann.runs(f"echo orphan > orphan.txt && {dvc} add --quiet orphan.txt && {dvc} push --quiet")
     ann.runs("rm orphan.txt orphan.txt.dvc && git checkout --quiet -- .gitignore")
     orphan = hashlib.md5(b"orphan\n").hexdigest()
     assert (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
-    ann.does("git fetch --all --tags")
-    ann.does("dvc gc --all-branches --all-tags --all-experiments --cloud --force")
+    ann.does("git fetch --all --tags && git fetch origin 'refs/exps/*:refs/exps/*'")
+    ann.does("dvc gc --all-commits --all-experiments --cloud --force")
     assert not (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
-    for branch in ("main", "longer", "another"):
+    for branch in ("main", "longer", "another", "alone"):
         shutil.rmtree(folder, ignore_errors=True)
         late = newcomer(ann, folder)
         late.runs(f"git checkout --quiet {branch} && {sys.executable} -m dvc pull --allow-missing")
@@ -181,4 +189,5 @@ def test_two_people_work_a_day_without_training_anything_twice(ann: Person, tmp_
     adds_a_variant_in_the_same_place_and_merges(bob)
     ann.does("git pull && dvc pull --allow-missing")
     assert ann.project.repro(TARGET) == set()
-    removes_what_no_branch_needs(ann, tmp_path / "late")
+    begins_a_branch_that_nobody_else_has(bob)
+    removes_what_no_commit_needs(ann, tmp_path / "late")

@@ -4,19 +4,20 @@
 
 `dvc exp apply` replaces everything by one experiment, so a second one would lose the first. Here
 what each changed against its own baseline is put in: values of params.yaml, the stages that it ran
-with their entries in dvc.lock, and their results. Nothing is trained again.
+with their entries in dvc.lock, and their results. What two of them ran and not alike, such as the
+figures of a dataset, is left for `dvc repro`.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from stages.shared import params
-from stages.shared.stage import StageError, outputs, run
-from tools import node, pipeline
-from tools.pipeline import Step
+from stages.shared.stage import StageError, run
+from tools import changes, node, pipeline
 from tools.results import Revision, leaves, revisions
 
 
@@ -26,21 +27,25 @@ def main() -> None:
     args = parser.parse_args()
 
     values: dict[str, Any] = {}
-    entries: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
+    ran: dict[str, tuple[Revision, Any]] = {}
+    left = set()
     for revision in revisions(args.experiments):
         if revision.commit is None:
             raise StageError(f"An experiment must be committed. Received: '{revision.name}'.")
         baseline = Revision(f"{revision.name}'s baseline", f"{revision.commit}^")
         add(values, changed_values(baseline, revision), revision.name)
-        found = changed_entries(baseline, revision)
-        add(entries, found, revision.name)
-        steps, _ = pipeline.plan(list(found))
-        for name in found:
-            files |= small_files(revision, steps[name].small_outs)
-            check_cached(found[name], steps[name])
-    put(values, entries, files)
-    stages = ", ".join(entries) or "no stage"
+        for name, entry in changed_entries(baseline, revision).items():
+            if ran.setdefault(name, (revision, entry))[1] != entry:
+                left.add(name)
+    files: dict[str, bytes] = {}
+    for name in left:
+        del ran[name]
+    for name, (revision, entry) in ran.items():
+        small = small_files(revision, [out["path"] for out in entry["outs"]])
+        check_cached(name, entry, small)
+        files |= small
+    put(values, {name: entry for name, (_, entry) in ran.items()}, files)
+    stages = ", ".join(ran) or "no stage"
     print(f"Applied {', '.join(args.experiments)}: {len(values)} values, {stages}. `dvc repro`.")
 
 
@@ -66,7 +71,7 @@ def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:
 
 
 def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
-    """Adds what an experiment changed to what the ones before did.
+    """Adds the values that an experiment changed to those that the ones before did.
 
     Raises:
         StageError: if two of them changed the same differently.
@@ -80,19 +85,14 @@ def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
     known |= found
 
 
-def small_files(revision: Revision, paths: tuple[str, ...]) -> dict[str, bytes]:
+def small_files(revision: Revision, paths: list[str]) -> dict[str, bytes]:
     """The files among a stage's outputs that git has, as the experiment has them."""
-    listed = subprocess.run(
-        ["git", "ls-tree", "-r", "--name-only", str(revision.commit), "--", *paths],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {path: revision.read(Path(path)) or b"" for path in listed.stdout.splitlines()}
+    listed = changes.git("ls-tree", "-r", "-z", "--name-only", str(revision.commit), "--", *paths)
+    return {path: revision.read(Path(path)) or b"" for path in listed.split("\0") if path}
 
 
-def check_cached(entry: dict[str, Any], step: Step) -> None:
-    """Whether DVC's cache has all that a stage wrote.
+def check_cached(stage: str, entry: dict[str, Any], small: dict[str, bytes]) -> None:
+    """Whether DVC's cache has all that a stage wrote and git does not have.
 
     Raises:
         StageError: if not.
@@ -103,7 +103,7 @@ def check_cached(entry: dict[str, Any], step: Step) -> None:
     with pipeline.opened() as repo:
         store = repo.cache.local
         for out in entry["outs"]:
-            if out["path"] not in step.outs:
+            if any(Path(path).is_relative_to(out["path"]) for path in small):
                 continue
             wanted = [out["md5"]]
             if out["md5"].endswith(".dir") and store.exists(out["md5"]):
@@ -111,7 +111,7 @@ def check_cached(entry: dict[str, Any], step: Step) -> None:
                 wanted += [found.value for _, (_, found) in tree.iteritems()]
             if not all(map(store.exists, wanted)):
                 raise StageError(
-                    f"DVC's cache must have the experiments' outputs. {out['path']} of {step.name} "
+                    f"DVC's cache must have the experiments' outputs. {out['path']} of {stage} "
                     "is not there: `dvc exp pull` it."
                 )
 
@@ -122,10 +122,14 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
     Raises:
         StageError: if params.yaml does not allow the values together.
     """
-    with outputs(params.PATH) as (partial,):
+    partial = params.PATH.with_name(f".{params.PATH.name}.partial")
+    try:
         partial.write_bytes(params.PATH.read_bytes())
         node.change(partial, values)
         params.load(partial)
+        os.replace(partial, params.PATH)
+    finally:
+        partial.unlink(missing_ok=True)
     for path, content in files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(content)

@@ -412,15 +412,32 @@ def check_lock_file(folder: Path) -> list[Finding]:
     path = folder / "dvc.lock"
     if not path.exists():
         return [Finding("ok", "nothing has been run yet")]
-    try:
-        stages = yaml.safe_load(path.read_text())["stages"]
-        whole = path.read_bytes().endswith(b"\n") and all(entry["cmd"] for entry in stages.values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-        whole = False
-    if not whole:
+    count = entries(path)
+    if count is None:  # or a DVC command is just writing it
+        try:
+            with open(folder / ".dvc" / "tmp" / "lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                count = entries(path)
+        except BlockingIOError:
+            what = "dvc.lock is not whole while a DVC command is at work"
+            return [Finding("warning", what, "Ask again when that has finished.")]
+        except FileNotFoundError:
+            pass  # no DVC command has ever been at work here
+    if count is None:
         advice = "`git checkout -- dvc.lock`, then `dvc repro`."
         return [Finding("error", "dvc.lock is cut short or damaged", advice)]
-    return [Finding("ok", f"dvc.lock is whole: {len(stages)} stages")]
+    return [Finding("ok", f"dvc.lock is whole: {count} stages")]
+
+
+def entries(lock: Path) -> int | None:
+    """How many stages a dvc.lock has; None if it is not whole."""
+    try:
+        text = lock.read_text()
+        stages = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+        whole = text.endswith("\n") and all(entry["cmd"] for entry in stages.values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return None
+    return len(stages) if whole else None
 
 
 def check_params(folder: Path) -> list[Finding]:

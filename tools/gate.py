@@ -172,6 +172,9 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
     if base is None:
         what = f"nothing is compared with a base: there is neither {' nor '.join(BASES)}"
         found.append(Finding("note", what, "`--base REV` names one."))
+    if left := [line[3:] for line in changes.git("status", "--porcelain").splitlines()]:
+        what = f"not committed, and so not in what would be merged: {some(left)}"
+        found.append(Finding("note", what, "Commit it, or have git ignore it."))
     try:
         with doctor.dvc_repository(Path.cwd()) as repo:
             pipeline = read_pipeline(repo)
@@ -189,6 +192,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
         found.append(Finding("failure", f"DVC cannot read the pipeline: {error}", "Mend it."))
     except Broken as error:
         found.append(Finding("failure", str(error)))
+        base = None  # metrics are told apart by dvc.lock
     if base is not None:
         try:
             found += check_metrics(base, args.max_drop)
@@ -218,7 +222,14 @@ def read_pipeline(repo: Any) -> Pipeline:
 
 def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
     """That dvc.lock has an entry for each stage that should have been run."""
-    at_base, ran_at_base = stages_at(base) if base else (None, set())
+    found: list[Finding] = []
+    at_base: set[str] | None = None
+    ran_at_base: set[str] = set()
+    if base:
+        try:
+            at_base, ran_at_base = stages_at(base)
+        except Broken as error:  # this branch may be what mends it
+            found.append(Finding("note", f"stages are not compared with the base's: {error}"))
     why, never = defaultdict(list), []
     read = [Path(dep.fs_path) for name in pipeline.ran for dep in pipeline.stages[name].deps]
     used = {each for path in read for each in (path, *path.parents)}
@@ -235,7 +246,7 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         else:
             never.append(name)
     pipeline.lost = {name for names in why.values() for name in names}
-    found = [
+    found += [
         Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
     ]
     if never:
@@ -513,6 +524,10 @@ def cannot_ask(name: str, error: Exception) -> Finding:
 
 def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
     """That no accuracy fell by more than that, or disappeared."""
+    try:
+        changes.measured(base, base)
+    except StageError as error:  # this branch may be what mends it
+        return [Finding("note", f"accuracies are not compared with the base's: {error}")]
     found = []
     for each in changes.measured(base, Revision()):
         where = f"{each.variant}'s accuracy"

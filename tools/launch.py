@@ -31,13 +31,14 @@ def main() -> None:
     args = parse_arguments()
     params.load()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
-    if args.sweep:
-        sys.exit(sweep(args))
     if args.pull:
         remote = ["--remote", args.remote] if args.remote else []
-        command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", *remote, *args.targets]
+        targets = ["--with-deps", *args.targets] if args.targets else []
+        command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", *remote, *targets]
         if subprocess.run(command).returncode:
             raise StageError("`dvc pull` must succeed. See what it says above.")
+    if args.sweep:
+        sys.exit(sweep(args))
     steps, outdated = pipeline.plan(args.targets)
     if not outdated:
         print(f"Up to date: {len(steps)} stages.")
@@ -87,8 +88,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.seeds or args.trials) and not args.sweep:
         parser.error("--seeds and --trials are a sweep's: --sweep KEY=VALUES")
-    if args.pull and args.sweep:
-        parser.error("--pull and --sweep do not go together: a trial fetches what it needs")
+    if args.pull and args.sweep and args.address:
+        parser.error("--pull is not for a sweep on a cluster: a node fetches what it needs")
     if args.remote and not (args.address or args.pull):
         parser.error("--remote is for nodes, --address, or for --pull")
     keys = [each.partition("=")[0] for each in args.sweep or []]
@@ -134,7 +135,8 @@ def sweep(args: argparse.Namespace) -> int:
     steps, _ = pipeline.plan(args.targets)
     trials = Sweep(dict(map(parse, args.sweep)), steps, args.targets, args.seeds, args.trials)
     with connected(args) as connection:
-        return report(trials.run(connection, source))
+        code = report(trials.run(connection, source))
+    return 128 + signal.SIGINT if trials.interrupted else code
 
 
 class Here:

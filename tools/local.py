@@ -18,6 +18,7 @@ from stages.shared.stage import StageError
 from tools import node
 
 ENDING_SECONDS = 10
+LEAVING_SECONDS = 5
 POLL_SECONDS = 0.1
 ON_DEVICE = ("train@", "evaluate@")
 
@@ -85,9 +86,10 @@ class Local:
         """
         self._threads.shutdown(wait=False, cancel_futures=True)
         while left := [each for each in self._started if not each.done()]:
-            ours = set(psutil.Process().children()) - self._others
-            below = [child for each in ours for child in descendants(each)]
-            end_processes([*ours, *below])
+            ours = list(set(psutil.Process().children()) - self._others)
+            end_processes([child for each in ours for child in descendants(each)])
+            psutil.wait_procs(ours, LEAVING_SECONDS)  # DVC may be writing dvc.lock, in place
+            end_processes(ours)
             wait(left, POLL_SECONDS)
         self._threads.shutdown()
 

@@ -4,15 +4,17 @@
 
 A stage whose entry only one branch changed, added or removed is merged as that branch has it. One
 that both changed, and not to the same, is left out: DVC then runs it again, or takes it from its
-run cache. An entry is never mixed from two, so whatever DVC calls up to date after a merge is.
+run cache. If both ran it with the same inputs, ours stays: either is right. An entry is never mixed
+from two, so whatever DVC calls up to date after a merge is.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, run
 
 
 def main() -> None:
@@ -56,8 +58,9 @@ def write(path: Path, stages: dict[str, Any]) -> None:
     """Writes a lock file as DVC does, whole or not at all."""
     from dvc.utils.serialize import dump_yaml
 
-    with outputs(path) as (partial,):
-        dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
+    partial = path.with_name(f".{path.name}.partial")
+    dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
+    os.replace(partial, path)
 
 
 def merge(
@@ -71,13 +74,18 @@ def merge(
     merged, dropped = {}, []
     for name in dict.fromkeys([*ours, *theirs]):
         original, a, b = base.get(name), ours.get(name), theirs.get(name)
-        if a != b and original not in (a, b):
+        if a != b and original not in (a, b) and not (a and b and inputs(a) == inputs(b)):
             dropped.append(name)
             continue
         kept = b if a == original else a
         if kept is not None:
             merged[name] = kept
     return merged, dropped
+
+
+def inputs(entry: dict[str, Any]) -> list[Any]:
+    """With what a stage was run."""
+    return [entry.get(key) for key in ("cmd", "deps", "params")]
 
 
 if __name__ == "__main__":

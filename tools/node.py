@@ -88,6 +88,8 @@ def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
             if outcome["code"] == 0:
                 outcome["code"] = dvc(folder, file, "push", *remote, job["stage"])
             outcome |= results(folder, job)
+            if outcome["entry"] is None:
+                outcome["code"] = outcome["code"] or 1
     return outcome | {"log": log.read_bytes()}
 
 
@@ -102,6 +104,8 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `code`, `log` and `files` as `run_on_node`.
     """
+    import filelock
+
     find_python()
     remote = ["--remote", job["remote"]] if job["remote"] else []
     base = Path(job["folder"]) if job["folder"] else node_folder(job["url"])
@@ -112,11 +116,16 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     else:
         fetch, share = ["pull", *remote], remote
     untracked = [word for path in job["small_outs"] for word in ("--include-untracked", path)]
-    with open(log, "w+b") as file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    guard = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))  # of another sweep's trial
+    with guard, open(log, "w+b") as file:
         shutil.rmtree(folder, ignore_errors=True)
         code = int(not clone(folder, job["url"], job["revision"], job["cache"], file))
         if code == 0:
             change(folder / "params.yaml", job["changes"])
+        if code == 0 and not job["cache"]:  # to be told now, and not after hours of training
+            push = ("push", "--dry-run", "--quiet", "origin", f"HEAD:refs/exps/{job['name']}")
+            code = git(file, "-C", str(folder), *push)
         for command in (
             [*fetch, *job["inputs"]],
             ["repro", job["stage"]],
@@ -221,27 +230,21 @@ def clone(folder: Path, url: str, revision: str, cache: str | None, log: IO[byte
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     cache = cache or str(folder.parents[1] / "cache")
-    for command in (
-        ["git", "clone", "--quiet", "--no-checkout", url, str(partial)],
-        ["git", "-C", str(partial), "checkout", "--quiet", "--detach", revision],
-        [
-            sys.executable,
-            "-m",
-            "dvc",
-            "--cd",
-            str(partial),
-            "config",
-            "--local",
-            "cache.dir",
-            cache,
-        ],
-    ):
-        log.write(f"> {' '.join(command)}\n".encode())
-        log.flush()
-        if subprocess.run(command, stdout=log, stderr=log).returncode:
-            return False
-    os.replace(partial, folder)
-    return True
+    code = (
+        git(log, "clone", "--quiet", "--no-checkout", url, str(partial))
+        or git(log, "-C", str(partial), "checkout", "--quiet", "--detach", revision)
+        or dvc(partial, log, "config", "--local", "cache.dir", cache)
+    )
+    if code == 0:
+        os.replace(partial, folder)
+    return code == 0
+
+
+def git(log: IO[bytes], *arguments: str) -> int:
+    """Runs a git command; returns its exit status."""
+    log.write(f"> git {' '.join(arguments)}\n".encode())
+    log.flush()
+    return subprocess.run(["git", *arguments], stdout=log, stderr=log).returncode
 
 
 def change(path: Path, values: dict[str, Any]) -> None:
@@ -321,10 +324,12 @@ def last_line(path: Path) -> str:
 
 def results(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """What the caller is to have: the stage's lock entry, and its small outputs' contents."""
+    from dvc.repo import Repo
     from dvc.utils.serialize import load_yaml
 
     lock = folder / "dvc.lock"
-    stages = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
+    with Repo(folder, _wait_for_lock=True) as repo, repo.lock:  # DVC writes it in place
+        stages = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
     return {"files": contents(folder, job["small_outs"]), "entry": stages.get(job["stage"])}
 
 

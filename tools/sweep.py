@@ -12,6 +12,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +128,7 @@ class Sweep:
         if trials is None:
             for combination in itertools.product(*grid.values()):
                 self.study.enqueue_trial(dict(zip(grid, combination, strict=True)))
+        self.interrupted = False
         self.asked: dict[str, float | None] = {}  # what came of each trial's name, once it is known
         self.check_all()
 
@@ -192,7 +195,8 @@ class Sweep:
     def name(self, values: dict[str, Any]) -> str:
         """An experiment's name, such as `cifar10-lenet_learning_rate-0.05`."""
         parts = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
-        return "_".join([self.variant, *parts])
+        seeds = [f"seeds-{self.seeds}"] if self.seeds else []
+        return "_".join([self.variant, *parts, *seeds])
 
     def run(
         self, connection: cluster.Connection | local.Local, source: cluster.Source
@@ -201,7 +205,7 @@ class Sweep:
         done: list[dict[str, Any]] = []
         running: dict[Any, tuple[optuna.Trial, dict[str, Any]]] = {}
         left = self.count
-        with Display(self.count) as display:
+        with self.until_interrupted(running), Display(self.count) as display:
             while left or running:
                 while left and len(running) < connection.slots():
                     asked = self.ask()
@@ -226,6 +230,16 @@ class Sweep:
                 names = [found["name"] for _, found in running.values()]
                 display.update({name: node.last_line(logs / f"{name}.log") for name in names})
         return done
+
+    @contextmanager
+    def until_interrupted(self, running: dict[Any, tuple[Any, dict[str, Any]]]) -> Iterator[None]:
+        """Ctrl-C ends the trials that run, and loses none that is done."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            names = ", ".join(found["name"] for _, found in running.values()) or "nothing"
+            print(f"Interrupted; ending {names}.", file=sys.stderr)
 
     def job(self, name: str, values: dict[str, Any], source: cluster.Source) -> dict[str, Any]:
         """What a worker has to know of one trial."""
@@ -302,7 +316,8 @@ def _suggest(trial: "optuna.Trial", key: str, values: list[Any] | Range) -> Any:
         return values[trial.suggest_categorical(key, list(range(len(values))))]
     if isinstance(values.low, int) and isinstance(values.high, int):
         return trial.suggest_int(key, values.low, values.high, log=values.log)
-    return float(f"{trial.suggest_float(key, values.low, values.high, log=values.log):.3g}")
+    found = float(f"{trial.suggest_float(key, values.low, values.high, log=values.log):.3g}")
+    return min(max(found, values.low), values.high)
 
 
 def _word(value: Any) -> str:
