@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from tools import doctor
+from tools import doctor, node
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 VARIANT = "shapes-deep-bn"
@@ -27,13 +27,14 @@ STAGES = [
     f"evaluate@{VARIANT}",
     "plot@shapes",
 ]
+FORCE = "--force"  # also what is up to date
 WAYS = ["kill the stage", "kill dvc", "terminate both", "interrupt both"]
 
 
-def start(folder: Path, stage: str) -> subprocess.Popen[str]:
-    """Starts one stage by DVC, whether it is up to date or not, in a process group of its own."""
+def start(folder: Path, stage: str, *options: str) -> subprocess.Popen[str]:
+    """Starts one stage by DVC in a process group of its own."""
     return subprocess.Popen(
-        ["dvc", "repro", "--force", "--single-item", stage],
+        ["dvc", "repro", *options, "--single-item", stage],
         cwd=folder,
         env=os.environ | {"PATH": PATH, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -43,9 +44,9 @@ def start(folder: Path, stage: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(folder: Path, stage: str) -> str:
+def finish(folder: Path, stage: str, *options: str) -> str:
     """Runs one stage to its end, which must be a success, and returns what it printed."""
-    process = start(folder, stage)
+    process = start(folder, stage, *options)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
@@ -139,13 +140,13 @@ def test_a_training_that_is_broken_off_resumes_and_ends_with_the_same_bits(
     checkpoints = workspace / "checkpoints"
     resumed = []
     for (seed, epoch), way in zip([(1, 2), (1, 6), (2, 2), (2, 6)], WAYS, strict=True):
-        process = start(workspace, stage)
+        process = start(workspace, stage, FORCE)
         wait_for(lambda s=seed, e=epoch: newest(checkpoints, s) >= e, process)
         output = break_off(process, way)
         assert not (workspace / "results/weights/shapes" / VARIANT).exists()
         resumed.append(f"Resuming seed {seed} after epoch" in output)
     assert resumed == [False, True, False, True]
-    output = finish(workspace, stage)
+    output = finish(workspace, stage, FORCE)
     assert f"Resuming seed 1 after epoch {EPOCHS}." in output
     assert "Resuming seed 2 after epoch" in output
     assert git(workspace, "status", "--porcelain") == ""
@@ -158,25 +159,42 @@ def newest(checkpoints: Path, seed: int) -> int:
     return max((int(file.stem.rpartition("-")[2]) for file in files), default=0)
 
 
-def test_a_training_with_other_parameters_does_not_resume(workspace: Path) -> None:
+def test_a_training_of_anything_else_does_not_resume(workspace: Path) -> None:
+    """Broken off with one set of parameters, then others, then other images, then as it was."""
     stage = f"train@{VARIANT}"
-    process = start(workspace, stage)
-    checkpoints = workspace / "checkpoints"
-    wait_for(lambda: bool(list(checkpoints.glob("*/*/seed-1/epoch-000001.npz"))), process)
-    break_off(process, "kill the stage")
-    text = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(
-        text.replace("label_smoothing: 0.0", "label_smoothing: 0.1")
-    )
-    assert "Resuming" not in finish(workspace, stage)
-    (workspace / "params.yaml").write_text(text)
-    assert "Resuming" not in finish(workspace, stage)
+    parameters = workspace / "params.yaml"
+    text = parameters.read_text()
+    images = workspace / "data/raw/shapes/train/images.npy"
+    assert "Resuming" not in broken_off_after_an_epoch(workspace, stage)
+    parameters.write_text(text.replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
+    assert "Resuming" not in broken_off_after_an_epoch(workspace, stage)
+    parameters.write_text(text)
+    whole = images.read_bytes()
+    images.unlink()  # it may be a link into DVC's cache
+    images.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "Resuming" not in broken_off_after_an_epoch(workspace, stage)
+    images.write_bytes(whole)
+    assert "Resuming" not in finish(workspace, stage, FORCE)
     assert git(workspace, "status", "--porcelain") == ""
+
+
+def broken_off_after_an_epoch(workspace: Path, stage: str) -> str:
+    """Starts a training and kills it with its first new checkpoint; returns what it had printed."""
+    checkpoints = workspace / "checkpoints"
+    before = set(checkpoints.glob("*/*"))
+    process = start(workspace, stage, FORCE)
+    wait_for(
+        lambda: any(
+            newest(checkpoints, 1) and each not in before for each in checkpoints.glob("*/*/")
+        ),
+        process,
+    )
+    return break_off(process, "kill the stage")
 
 
 def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
     stage = f"train@{VARIANT}"
-    process = start(workspace, stage)
+    process = start(workspace, stage, FORCE)
     owner = workspace / "checkpoints" / VARIANT / "owner"
     owner.unlink(missing_ok=True)
     wait_for(owner.exists, process)
@@ -189,24 +207,25 @@ def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
     )  # fmt: skip
     assert second.returncode == 1, (second.stdout, process.communicate()[0])
     assert f"is held by process {first.pid} on" in second.stderr
-    process.communicate()
-    assert process.returncode == 0
+    break_off(process, "kill the stage")
+    git(workspace, "checkout", "--", "results", "dvc.lock")
+    subprocess.run(["dvc", "checkout", "--force", stage], cwd=workspace, check=True)
     assert git(workspace, "status", "--porcelain") == ""
 
 
 def inject(folder: Path, stage: str, moments: list[float], ways: list[str]) -> Counter[str]:
     """Breaks a stage off at moments, as fractions of its clean run, and checks each aftermath."""
     began = time.monotonic()
-    finish(folder, stage)
+    finish(folder, stage, FORCE)
     seconds = time.monotonic() - began
     outcomes: Counter[str] = Counter()
     for moment, way in zip(moments, ways, strict=True):
-        process = start(folder, stage)
+        process = start(folder, stage, FORCE)
         time.sleep(moment * seconds)  # the moment is the experiment
         break_off(process, way)
         recorded = process.returncode == 0
         outcomes.update(mend(folder))
-        output = finish(folder, stage)
+        output = finish(folder, stage, FORCE)
         assert git(folder, "status", "--porcelain") == "", (stage, moment, way)
         outcomes["had finished" if recorded else way] += 1
         outcomes["resumed"] += "Resuming" in output
@@ -238,13 +257,16 @@ def mend(folder: Path) -> list[str]:
 def test_a_stage_that_was_broken_off_leaves_no_wrong_output(
     workspace: Path, stage: str, out: str, way: str
 ) -> None:
-    process = start(workspace, stage)
+    clean = node.contents(workspace, [out])
+    process = start(workspace, stage, FORCE)
     wait_for(lambda: not (workspace / out).exists(), process)  # DVC removes it, and starts
     wait_for(lambda: trainer_of(psutil.Process(process.pid)) is not None, process)
     break_off(process, way)
     assert process.returncode != 0
+    assert node.contents(workspace, [out]) in ({}, clean)
     mend(workspace)
     finish(workspace, stage)
+    assert node.contents(workspace, [out]) == clean
     assert git(workspace, "status", "--porcelain") == ""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 from rerunning import ROOT, Project, Tree, must_rerun, opened, project_tree
 
 from stages.shared import params
@@ -325,6 +326,7 @@ def test_order_comments_and_spelling_rerun_nothing(smaller: Project) -> None:
     assert smaller.repro() == set()
     text = smaller.text.replace("learning_rate: 0.001\n", "learning_rate: 1.0e-3  # as ever\n")
     assert text != smaller.text
+    assert parse_yaml(text, "") == parse_yaml(smaller.text, "")  # by DVC's parser, not a quick one
     smaller.write_text(f"# a comment\n{text}")
     assert smaller.repro() == set()
     assert smaller.status() == set()

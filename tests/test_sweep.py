@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_optuna_chooses_within_a_range() -> None:
 
 
 def test_a_rounded_value_stays_within_its_range() -> None:
-    key = "recipes.demo.optimizer.momentum"
+    key = "recipes.demo.optimizer.beta_2"
     sweep = Sweep(dict([parse(f"{key}=0.99949..0.99951")]), STEPS, ["train@shapes-lenet"], None, 20)
     assert all(0.99949 <= each[key] <= 0.99951 for each in asked(sweep, sweep.count))
 
@@ -243,7 +244,8 @@ def test_experiments_that_add_a_variant_each_are_applied_together(project: Path)
     before = path.read_text()
     for name, target in (("one", "train@shapes-one"), ("two", "stats@shapes")):
         tree = yaml.safe_load(before)
-        tree["variants"][f"shapes-{name}"] = tree["variants"]["shapes-lenet"] | {"seeds": [5]}
+        lenet = deepcopy(tree["variants"]["shapes-lenet"])  # else the copy is written as an alias
+        tree["variants"][f"shapes-{name}"] = lenet | {"seeds": [5]}
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
         run(project, "dvc", "exp", "run", "--quiet", "--name", name, "lineup", target)
         git(project, "checkout", "--quiet", "--force", ".")

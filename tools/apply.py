@@ -4,8 +4,8 @@
 
 `dvc exp apply` replaces everything by one experiment, so a second one would lose the first. Here
 what each changed against its own baseline is put in: values of params.yaml, the stages that it ran
-with their entries in dvc.lock, and their results. What two of them ran and not alike, such as the
-figures of a dataset, is left for `dvc repro`.
+with their entries in dvc.lock, and their results. Nothing is trained again. A dataset's figures, if
+several of them drew them, are left for `dvc repro`.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from stages.shared import params
 from stages.shared.stage import StageError, run
 from tools import changes, node, pipeline
 from tools.results import Revision, leaves, revisions
+
+OF_ALL_VARIANTS = ("lineup", "plot@")
 
 
 def main() -> None:
@@ -34,9 +36,14 @@ def main() -> None:
             raise StageError(f"An experiment must be committed. Received: '{revision.name}'.")
         baseline = Revision(f"{revision.name}'s baseline", f"{revision.commit}^")
         add(values, changed_values(baseline, revision), revision.name)
-        for name, entry in changed_entries(baseline, revision).items():
-            if ran.setdefault(name, (revision, entry))[1] != entry:
-                left.add(name)
+        found = changed_entries(baseline, revision)
+        left |= {name for name in found if name in ran and name.startswith(OF_ALL_VARIANTS)}
+        add(
+            {name: entry for name, (_, entry) in ran.items() if name not in left},
+            found,
+            revision.name,
+        )
+        ran |= {name: (revision, entry) for name, entry in found.items()}
     files: dict[str, bytes] = {}
     for name in left:
         del ran[name]
@@ -71,7 +78,7 @@ def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:
 
 
 def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
-    """Adds the values that an experiment changed to those that the ones before did.
+    """Adds what an experiment changed to what the ones before did.
 
     Raises:
         StageError: if two of them changed the same differently.

@@ -365,7 +365,7 @@ class _Loader(yaml.SafeLoader):
 
 # YAML 1.2, as DVC reads it: 010 is not eight, 1:30 is not ninety, and yes is a word.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in pairs if tag.rpartition(":")[2] not in ("int", "bool")]
+    first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in ("int", "float", "bool")]
     for first, pairs in _Loader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -376,7 +376,10 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    re.compile(
+        r"^[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+.0123456789"),
 )
 
