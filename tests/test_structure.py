@@ -162,3 +162,13 @@ def test_the_readme_has_the_results_of_today(monkeypatch: pytest.MonkeyPatch) ->
     readme = (ROOT / "README.md").read_text()
     assert "| `cifar10-air94` |" in readme
     assert readme == tools_readme.updated(readme), "`python -m tools.readme --write`"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "command"), [([], "dvc repro"), (["JOBS=3"], "python -m tools.launch --jobs 3")]
+)
+def test_make_repro_runs_stages_side_by_side_if_asked(jobs: list[str], command: str) -> None:
+    said = subprocess.run(
+        ["make", "--dry-run", "repro", *jobs], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines()[-1] == command

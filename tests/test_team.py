@@ -158,8 +158,17 @@ def begins_a_branch_that_nobody_else_has(bob: Person) -> None:
     bob.does("dvc push && git push")
 
 
-def removes_what_no_commit_needs(ann: Person, folder: Path) -> None:
-    """And nothing else: a newcomer gets every branch's results."""
+def shares_an_experiment(bob: Person) -> str:
+    """Returns the hash of a file that only the experiment has."""
+    dvc = f"{sys.executable} -m dvc"
+    bob.runs(f"echo tried > tried.txt && {dvc} add --quiet tried.txt")
+    bob.runs(f"{dvc} exp save --name tried --include-untracked tried.txt.dvc {TARGET}")
+    bob.runs(f"{dvc} exp push origin tried")
+    return hashlib.md5(b"tried\n").hexdigest()
+
+
+def removes_what_no_commit_needs(ann: Person, folder: Path, tried: str) -> None:
+    """And nothing else: a newcomer gets every branch's results, and an experiment keeps its own."""
     dvc = f"{sys.executable} -m dvc"
     ann.runs(f"echo orphan > orphan.txt && {dvc} add --quiet orphan.txt && {dvc} push --quiet")
     ann.runs("rm orphan.txt orphan.txt.dvc && git checkout --quiet -- .gitignore")
@@ -168,6 +177,7 @@ def removes_what_no_commit_needs(ann: Person, folder: Path) -> None:
     ann.does("git fetch --all --tags && git fetch origin 'refs/exps/*:refs/exps/*'")
     ann.does("dvc gc --all-commits --all-experiments --cloud --force")
     assert not (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
+    assert (ann.team / "dvc/files/md5" / tried[:2] / tried[2:]).exists()
     for branch in ("main", "longer", "another", "alone"):
         shutil.rmtree(folder, ignore_errors=True)
         late = newcomer(ann, folder)
@@ -191,4 +201,4 @@ def test_two_people_work_a_day_without_training_anything_twice(ann: Person, tmp_
     ann.does("git pull && dvc pull --allow-missing")
     assert ann.project.repro(TARGET) == set()
     begins_a_branch_that_nobody_else_has(bob)
-    removes_what_no_commit_needs(ann, tmp_path / "late")
+    removes_what_no_commit_needs(ann, tmp_path / "late", shares_an_experiment(bob))
