@@ -1,5 +1,6 @@
 """Downloading: archives are read exactly or refused, and connections may fail in every way."""
 
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -28,6 +29,7 @@ from stages.shared.stage import StageError, outputs
 PROJECT = Path(__file__).resolve().parents[1]
 CLASSES = ("cat", "dog", "frog")
 COARSE = ("mammals", "amphibians")
+MUCH_LATER = 20  # seconds
 
 
 @dataclass
@@ -308,13 +310,15 @@ class Server:
 
     Each request takes the next of `replies`; the last one stays. A number is a status without a
     file; the others are "whole" (ranges are ignored), "range", "cut" (half of what was asked for,
-    then the connection ends), "chunked" (no length is given) and "encoded" (as gzip).
+    then the connection ends), "stall" (half of it, and the rest only when the test has ended, or
+    much later), "chunked" (no length is given) and "encoded" (as gzip).
     """
 
     url: str
     content: bytes
     replies: list[int | str] = field(default_factory=lambda: ["range"])
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 def handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
@@ -327,7 +331,7 @@ def handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_error(reply)
                 return
             start = 0
-            if asked and reply in ("range", "cut"):
+            if asked and reply in ("range", "cut", "stall"):
                 start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start and start >= len(server.content):
                 self.send_error(416)
@@ -342,7 +346,12 @@ def handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
             if reply != "chunked":
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if reply == "cut" else body)
+            half = len(body) // 2 if reply in ("cut", "stall") else len(body)
+            self.wfile.write(body[:half])
+            if reply == "stall":
+                server.ended.wait(MUCH_LATER)
+                with contextlib.suppress(OSError):  # nobody listens any more
+                    self.wfile.write(body[half:])
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -358,11 +367,12 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.delenv("CIFAR_MIRROR", raising=False)
     monkeypatch.chdir(tmp_path)
     server = Server("", np.random.default_rng(0).bytes(2_000_000))
-    with http.server.HTTPServer(("127.0.0.1", 0), handler(server)) as listener:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(server)) as listener:
         server.url = f"http://127.0.0.1:{listener.server_port}/pub/file.tar.gz"
         thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        server.ended.set()
         listener.shutdown()
         thread.join()
 
@@ -393,7 +403,7 @@ def test_a_file_that_is_not_there_is_an_error_at_once(server: Server, status: in
     assert list(Path("downloads").iterdir()) == []
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_an_overloaded_server_is_asked_again(server: Server, status: int) -> None:
     server.replies = [status, status, "range"]
     assert download.fetch(server.url, download.DOWNLOADS).read_bytes() == server.content
@@ -413,8 +423,8 @@ def test_an_overloaded_server_is_not_asked_for_ever(
     )
     assert "CIFAR_MIRROR" in str(caught.value)
     assert len(server.requests) == download.ATTEMPTS
-    assert waits == sorted(waits)
     assert len(waits) == download.ATTEMPTS - 1
+    assert [int(seconds) for seconds in waits] == [1, 2, 4, 8]  # and a part of a second more
 
 
 def test_a_server_that_is_not_there_is_an_error(server: Server) -> None:
@@ -432,6 +442,15 @@ def test_a_cut_connection_is_resumed_where_it_broke(server: Server) -> None:
     assert first is None
     starts = [int(str(asked).removeprefix("bytes=").removesuffix("-")) for asked in later]
     assert 0 < starts[0] <= 1_000_000 < starts[1]
+
+
+def test_a_connection_that_stalls_is_given_up_for_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.3)
+    server.replies = ["stall", "range"]
+    assert download.fetch(server.url, download.DOWNLOADS).read_bytes() == server.content
+    assert len(server.requests) > 1
 
 
 def test_what_a_killed_run_left_is_resumed(server: Server) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,6 +263,24 @@ def test_a_damaged_model_is_refused_and_nothing_written(
     refuses(
         project, r"weights/seed-10\.keras must be a whole \.keras file.*Train the variant again"
     )
+
+
+def test_members_that_unpack_to_more_than_the_file_are_refused_unread(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / "weights/seed-10.keras"
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name, data in members.items():
+            with file.open(name, "w") as member:
+                member.write(data)
+                for _ in range(200 if name == "model.weights.h5" else 0):
+                    member.write(bytes(1 << 20))  # HDF5 does not mind what comes after its data
+    assert path.stat().st_size < 2_000_000
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("a member was read"))
+    with pytest.raises(StageError, match=r"seed-10\.keras .* larger than the file"):
+        evaluate.load_model(path)
 
 
 def test_a_model_that_carries_code_is_refused_before_the_code_runs(project: Path) -> None:

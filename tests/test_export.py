@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, save_split
@@ -40,21 +39,25 @@ def whole_model(precision: str, views: int) -> Any:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_split: Split) -> Path:
-    """A folder with a trained variant and test images; it is the current one."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    weights = tmp_path / "results/weights/shapes/shapes-lenet"
-    weights.mkdir(parents=True)
-    save_model(whole_model("mixed_bfloat16", 6), weights / "seed-1.keras")
+    """A folder with test images, and none for a variant's weights yet; it is the current one."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     save_split(toy_split, tmp_path / "data/raw/shapes/test")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["export"])
     return tmp_path
 
 
+def train(project: Path, model: Any) -> None:
+    """Puts a model where the weights of a trained variant are."""
+    weights = project / "results/weights/shapes/shapes-lenet"
+    weights.mkdir(parents=True)
+    save_model(model, weights / "seed-1.keras")
+
+
 def test_both_formats_give_the_networks_probabilities(
     project: Path, toy_split: Split, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    train(project, whole_model("mixed_bfloat16", 6))
     export.main()
     assert "greatest difference of a probability on 60 test images" in capsys.readouterr().out
     folder = project / "exports/shapes-lenet"
@@ -70,13 +73,23 @@ def test_both_formats_give_the_networks_probabilities(
         assert np.abs(found - expected).max() < 0.1  # the saved one computes in bfloat16
 
 
+@pytest.mark.parametrize(
+    ("wrong", "form", "difference"),
+    [("run_onnx", "ONNX file", 0.0002), ("run_saved_model", "SavedModel", np.nan)],
+)
 def test_what_gives_other_probabilities_is_not_written(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, form: str, difference: float
 ) -> None:
-    monkeypatch.setattr(export, "run_onnx", lambda path, images: np.full((60, 3), 1 / 3))
-    with pytest.raises(
-        StageError, match=r"ONNX file must give .* within 0\.0001. Received: a diff"
-    ):
+    pixels = keras.Input((32, 32, 3), dtype="uint8")
+    zeros = keras.layers.Rescaling(0.0)(keras.layers.GlobalMaxPooling2D()(pixels))
+    train(project, keras.Model(pixels, keras.layers.Softmax()(zeros)))
+    right = np.full((60, 3), 1 / 3)
+    for name in ("run_onnx", "run_saved_model"):
+        monkeypatch.setattr(export, name, lambda path, images: right)
+    monkeypatch.setattr(export, wrong, lambda path, images: right + difference)
+    monkeypatch.setattr(export, "write", lambda model, saved, onnx: saved.mkdir(parents=True))
+    monkeypatch.setattr(sys, "argv", ["export", "shapes-lenet"])
+    with pytest.raises(StageError, match=rf"{form} must give .* 0\.0001\. .* of {difference}\."):
         export.main()
     assert not list((project / "exports").iterdir())
 
@@ -88,6 +101,5 @@ def test_float32_is_used_throughout() -> None:
 
 
 def test_nothing_trained_is_an_error(project: Path) -> None:
-    (project / "results/weights/shapes/shapes-lenet/seed-1.keras").unlink()
     with pytest.raises(StageError, match="no trained variants here"):
         export.main()

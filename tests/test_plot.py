@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import sys
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def test_the_command_draws_every_figure_of_the_lineup_and_no_stray_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
 ) -> None:
     prepare(tmp_path, classes, monkeypatch)
+    monkeypatch.setitem(plt.rcParams, "figure.max_open_warning", 1)  # an error: one at a time
     plot.main()
     names = {path.name for path in (tmp_path / "out/figures").iterdir()}
     of_all = "learning_curves accuracy_and_cost per_class_accuracy images augmented_images".split()
@@ -117,13 +118,6 @@ def test_the_same_inputs_give_the_same_bytes(project: Path) -> None:
     assert runs[0] == runs[1]
 
 
-def test_figures_are_closed_one_by_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plt.rcParams, "figure.max_open_warning", 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plot.main()
-
-
 INPUTS = (
     "metrics/toys-small.json",
     "details/toys-small.json",
@@ -149,6 +143,13 @@ def test_a_damaged_file_is_named_and_nothing_written(project: Path, path: str) -
     with pytest.raises(StageError, match=f"{path} must be"):
         plot.main()
     assert not (project / "out").exists()
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Closes the figures that a test has left open."""
+    yield
+    plt.close("all")
 
 
 def results(curves: list[dict[str, str]], **details: Any) -> plot.Results:
@@ -178,6 +179,63 @@ def test_recall_is_averaged_and_confusion_summed_over_the_seeds() -> None:
     variant = results([], seeds=seeds)
     assert plot.mean_recall(variant).tolist() == [0.75, 0.5]
     assert plot.total_confusion(variant).tolist() == [[3, 1], [2, 2]]
+
+
+def confused(classes: list[str], counts: list[list[int]]) -> plot.Results:
+    """A variant with this confusion, rows being true classes."""
+    variant = results([], classes=classes, seeds={"1": {"confusion": counts}})
+    return dataclasses.replace(variant, metrics={"accuracy": 0.5})
+
+
+def only_axis(figure: Any) -> Any:
+    (axis,) = figure.axes
+    return axis
+
+
+def test_a_confusion_is_in_percent_of_the_true_class() -> None:
+    axis = only_axis(plot.plot_confusion(confused(["a_b", "c"], [[250, 750], [1, 999]])))
+    told = {text.get_position(): text.get_text() for text in axis.texts}
+    assert told == {(0, 0): "25", (1, 0): "75", (0, 1): "<1", (1, 1): "100"}  # (column, row)
+    np.testing.assert_allclose(axis.images[0].get_array(), [[0.25, 0.75], [0.001, 0.999]])
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("Predicted", "True")
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a b", "c"]
+
+
+def test_the_most_frequent_confusions_come_first() -> None:
+    counts = [[5, 1, 0], [6, 4, 10], [3, 0, 3]]
+    axis = only_axis(plot.plot_top_confusions(confused(["a_b", "c", "d"], counts)))
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels[:4] == ["c taken for d", "d taken for a b", "c taken for a b", "a b taken for c"]
+    widths = [bar.get_width() for bar in axis.patches]
+    assert widths[:4] == pytest.approx([0.5, 0.5, 0.3, 1 / 6])
+    assert sum(widths[4:]) == 0
+    assert axis.yaxis_inverted()
+
+
+def test_of_many_classes_the_hardest_and_the_easiest_are_shown() -> None:
+    order = np.random.default_rng(0).permutation(40)
+    rows = [{"recall": place / 40} for place in order]
+    variant = results([], seeds={"1": {"per_class": rows}})
+    names = tuple(f"place_{place}" for place in order)
+    axis = only_axis(plot.plot_per_class("toys", [variant], names))
+    places = [*range(15), *range(25, 40)]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels == [f"place {place}" for place in places]
+    (points,) = axis.lines
+    assert points.get_xdata().tolist() == [place / 40 for place in places]
+    assert "the 15 hardest and the 15 easiest of 40" in axis.get_title()
+
+
+def test_an_accuracy_has_its_interval_and_its_costs() -> None:
+    metrics = {"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.8, "parameters": 1000}
+    variant = dataclasses.replace(results([]), metrics=metrics, record={"train_seconds": 12.5})
+    axes: list[Any] = plot.plot_cost("toys", [variant]).axes
+    for axis, cost in zip(axes, (1000, 12.5), strict=True):
+        _, _, (bars,) = axis.containers[0]
+        np.testing.assert_allclose(bars.get_segments(), [[[cost, 0.5], [cost, 0.8]]])
+        (note,) = axis.texts
+        assert (note.get_text(), note.xy) == ("x", (cost, 0.6))
 
 
 def test_forty_lines_can_be_told_apart() -> None:

@@ -149,35 +149,72 @@ def test_what_is_no_image_is_named_and_the_others_are_still_told(
     assert good == "green"
 
 
-def test_the_command_prints_tables_and_json_and_fails_if_any_image_does(
+@pytest.fixture
+def project(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with params.yaml and a variant that has been trained and evaluated."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    weights = tmp_path / "results/weights/shapes/shapes-lenet"
+    weights.mkdir(parents=True)
+    for seed in (1, 2):
+        (weights / f"seed-{seed}.keras").symlink_to(model)
+    details = tmp_path / "results/details/shapes/shapes-lenet.json"
+    details.parent.mkdir(parents=True)
+    details.write_text(json.dumps({"classes": CLASSES}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_variant_stands_for_its_first_seed_and_the_names_of_its_classes(project: Path) -> None:
+    first = Path("results/weights/shapes/shapes-lenet/seed-1.keras")
+    assert predict.find("shapes-lenet") == (first, CLASSES)
+    second = first.with_name("seed-2.keras")
+    assert predict.find(str(second)) == (second, CLASSES)
+    details = Path("results/details/shapes/shapes-lenet.json")
+    details.write_text("{")
+    with pytest.raises(StageError, match=r"shapes-lenet\.json must be what evaluate writes"):
+        predict.find("shapes-lenet")
+    details.unlink()
+    assert predict.find("shapes-lenet") == (first, [])
+
+
+def test_the_command_prints_a_line_for_each_image(
+    project: Path,
+    picture: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("images").mkdir()
+    picture.save("images/a.png")
+    picture.save("images/b.jpg")
+    monkeypatch.setattr(sys, "argv", ["predict", "shapes-lenet", "images", "--top", "2"])
+    predict.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "images/a.png  green 100.0%, red 0.0%"
+
+
+def test_the_command_must_name_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", "a.keras", "a.png", "--top", "0"])
+    with pytest.raises(StageError, match=r"--top must be at least 1\. Received: 0\."):
+        predict.main()
+
+
+def test_the_command_prints_json_and_fails_if_any_image_does(
     model: Path, picture: Image.Image, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    picture.save(folder / "a.png")
-    picture.save(folder / "b.jpg")
-
-    def command(*arguments: str, images: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "tools.predict", str(model), *arguments],
-            cwd=ROOT, input=images, capture_output=True, check=False,
-        )  # fmt: skip
-
-    plain = command(str(folder), "--top", "2")
-    assert plain.returncode == 0, plain.stderr
-    lines = plain.stdout.decode().splitlines()
-    assert len(lines) == 2
-    assert lines[0].endswith("a.png  class 1 100.0%, class 0 0.0%")
-    found = command(
-        "-", str(tmp_path / "none.png"), "--json", images=(folder / "a.png").read_bytes()
-    )
-    assert found.returncode == 1
-    first, second = json.loads(found.stdout)
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.predict", model, "-", tmp_path / "none.png", "--json"],
+        cwd=ROOT, input=buffer.getvalue(), capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    first, second = json.loads(done.stdout)
     assert first["image"] == "-"
     assert first["classes"][0]["class"] == "class 1"
     assert sum(each["probability"] for each in first["classes"]) == pytest.approx(1, abs=1e-5)
     assert "No such file" in second["error"]
-    assert b"Traceback" not in plain.stderr + found.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_variant_that_is_not_trained_and_a_model_that_does_not_fit_are_refused(

@@ -1,5 +1,6 @@
 """The results table in the terminal."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -154,6 +155,54 @@ def test_experiments_of_one_name_and_several_baselines_are_all_listed(
     found = {each.name: each.commit for each in revisions([], experiments=True)}
     expected = {"lr-0.1 (aaaaaaa)": "c1", "lr-0.1 (bbbbbbb)": "c3", "lr-1": "c2"}
     assert found == {"workspace": None} | expected
+
+
+@pytest.fixture
+def several(project: Path) -> Path:
+    """Two more variants with results, the most accurate in the middle of params.yaml."""
+    values = json.loads((project / "params.yaml").read_text())
+    for name, accuracy, loss in (("toys-best", 0.9, 0.6), ("toys-worst", 0.3, 0.5)):
+        values["variants"][name] = values["variants"]["toys-done"]
+        metrics = METRICS | {"accuracy": accuracy, "loss": loss}
+        write(project / f"results/metrics/toys/{name}.json", metrics)
+    (project / "params.yaml").write_text(json.dumps(values))
+    return project
+
+
+@pytest.mark.parametrize(
+    ("arguments", "order"),
+    [
+        ([], "done new best worst"),
+        (["--sort", "accuracy"], "best done worst new"),
+        (["--sort", "loss"], "worst best done new"),
+    ],
+)
+def test_lines_are_sorted_the_best_first_and_those_without_results_last(
+    several: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], order: str
+) -> None:
+    lines = printed(capsys, "toys", *arguments)[4:]
+    assert [line.split()[0] for line in lines] == [f"toys-{name}" for name in order.split()]
+
+
+def test_a_table_for_other_programs_has_every_figure_unrounded(
+    several: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.DictReader(printed(capsys, "--csv", "--sort", "accuracy")))
+    names = ["toys-best", "toys-done", "toys-worst", "toys-new", "others-new"]
+    assert [row["variant"] for row in rows] == names
+    assert [row["dataset"] for row in rows] == [name.partition("-")[0] for name in names]
+    assert (rows[1]["accuracy"], rows[1]["train_seconds"]) == ("0.7182", "1234.56")
+    assert (rows[3]["accuracy"], rows[3]["train_seconds"]) == ("", "")
+
+
+def test_a_table_for_a_page_is_markdown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "toys", "--md")
+    assert lines[1] == "**toys**"
+    assert lines[3] == f"| {' | '.join(show.HEADER)} |"
+    assert lines[4] == f"|{' --- |' * len(show.HEADER)}"
+    assert lines[5].startswith("| toys-done | 71.82% ± 0.31% | 70.93% to 72.69% | ")
+    assert lines[6] == "| toys-new | - | not evaluated yet | - | - | - | - | - |"
+    assert len(lines) == 7
 
 
 def test_figures_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

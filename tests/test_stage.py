@@ -252,3 +252,35 @@ def test_details_are_printed_only_when_asked_for(tmp_path: Path) -> None:
             command + extra, env=ENVIRONMENT | environment, capture_output=True, text=True
         )
         assert (result.stdout, result.stderr) == (expected, "")
+
+
+KERAS = """
+import os
+os.write(2, b"chatter\\n")
+if "WHOLE" not in os.environ:
+    raise ImportError
+"""
+LOADS_TWICE = """
+import os
+from stages.shared.backend import import_keras
+try:
+    import_keras()
+except ImportError:
+    os.write(2, b"it failed\\n")
+os.environ["WHOLE"] = "yes"
+print(import_keras().__name__)
+os.write(2, b"it is loaded\\n")
+"""
+
+
+def test_what_keras_says_while_it_loads_is_shown_only_if_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "keras.py").write_text(KERAS)
+    result = subprocess.run(
+        [sys.executable, "-c", LOADS_TWICE],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "keras\n")
+    assert result.stderr == "chatter\nit failed\nit is loaded\n"

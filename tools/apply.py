@@ -135,6 +135,8 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
         node.change(partial, values)
         params.load(partial)
         os.replace(partial, params.PATH)
+    except StageError as error:
+        raise StageError(str(error).replace(str(partial), f"{params.PATH} with these")) from None
     finally:
         partial.unlink(missing_ok=True)
     for path, content in files.items():

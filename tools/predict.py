@@ -67,7 +67,13 @@ def class_names(dataset: str, variant: str) -> list[str]:
     path = RESULTS / "details" / dataset / f"{variant}.json"
     if not path.exists():
         return []
-    names: list[str] = json.loads(path.read_bytes())["classes"]
+    try:
+        names: list[str] = json.loads(path.read_bytes())["classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(
+            f"{path} must be what evaluate writes. Received: {error!r}. "
+            f"`dvc repro evaluate@{variant}`."
+        ) from None
     return names
 
 
