@@ -35,11 +35,15 @@ def images(random: np.random.Generator) -> np.ndarray:
 
 
 def augment(
-    images: np.ndarray, config: dict[str, Any], training: bool = True, **draws: float
+    images: np.ndarray,
+    config: dict[str, Any],
+    training: bool = True,
+    scale: float = 1.0,
+    **draws: float,
 ) -> np.ndarray:
     """All the images, each with the same draws; those that are not named are 1/2: no change."""
     rows = np.tile([draws.get(name, 0.5) for name in DRAWS], (len(images), 1)).astype(np.float32)
-    layer = AugmentedImages(images, NOTHING | config, MEAN[: images.shape[-1]])
+    layer = AugmentedImages(images, NOTHING | config, MEAN[: images.shape[-1]], scale)
     index = np.arange(len(images), dtype=np.int32)
     return np.asarray(layer([index, rows], training=training))
 
@@ -63,11 +67,14 @@ def test_images_are_looked_up_by_index_each_with_its_own_draws(images: np.ndarra
     np.testing.assert_array_equal(out, [images[2][:, ::-1], images[0], images[2][:, ::-1]])
 
 
+@pytest.mark.parametrize("flip", ["random", "alternating"])
 @pytest.mark.parametrize(
     ("draw", "mirrored"), [(0.0, False), (0.49, False), (0.5, True), (1, True)]
 )
-def test_a_draw_of_a_half_or_more_mirrors(images: np.ndarray, draw: float, mirrored: bool) -> None:
-    out = augment(images, {"horizontal_flip": "random"}, flip=draw)
+def test_a_draw_of_a_half_or_more_mirrors(
+    images: np.ndarray, flip: str, draw: float, mirrored: bool
+) -> None:
+    out = augment(images, {"horizontal_flip": flip}, flip=draw)
     np.testing.assert_array_equal(out, images[:, :, ::-1] if mirrored else images)
 
 
@@ -216,10 +223,8 @@ def test_resized_images_are_averages_of_what_they_cover(random: np.random.Genera
 def test_the_crops_padding_shrinks_with_the_images(
     images: np.ndarray, scale: float, padding: int
 ) -> None:
-    config = NOTHING | {"pad_crop_pixels": 2, "fill": "black"}
-    layer = AugmentedImages(images, config, MEAN, scale)
-    draws = np.zeros((3, len(DRAWS)), np.float32)
-    out = np.asarray(layer([np.arange(3, dtype=np.int32), draws], training=True))
+    config = {"pad_crop_pixels": 2, "fill": "black"}
+    out = augment(images, config, scale=scale, crop_y=0, crop_x=0)
     padded = np.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     np.testing.assert_array_equal(out, padded[:, :6, :8])
 
@@ -233,4 +238,14 @@ def test_a_square_is_cut_out_and_lies_wholly_inside(
     out = augment(images, {"cutout_pixels": 2}, cutout_y=draw_y, cutout_x=draw_x)
     expected = images.astype(np.float32)
     expected[:, top : top + 2, left : left + 2] = MEAN
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(("scale", "side"), [(1.0, 4), (0.75, 3), (0.5, 2), (0.1, 0)])
+def test_the_square_that_is_cut_out_shrinks_with_the_images(
+    images: np.ndarray, scale: float, side: int
+) -> None:
+    out = augment(images, {"cutout_pixels": 4}, scale=scale, cutout_y=0, cutout_x=0)
+    expected = images.astype(np.float32)
+    expected[:, :side, :side] = MEAN
     np.testing.assert_array_equal(out, expected)

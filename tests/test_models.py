@@ -1,13 +1,16 @@
 """The architectures: published sizes, logits out, and nothing but Keras in."""
 
 import ast
+import functools
 import importlib
+import json
 import re
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from stages.models.air import initialize
 from stages.shared import params
@@ -51,12 +54,34 @@ PARAMETERS = {
     "shapes-convnet": 258_762,
     "shapes-deep-bn": 309_290,
 }
+# Of every model a config, and what its layers then drop, their activations and their L2 weights.
+LAYERS: dict[str, tuple[dict[str, Any], list[float], list[str], list[float]]] = {
+    "simple": ({}, [0.2, 0.5], ["relu"] * 3, []),
+    "deep": ({"fan_out": "filters"}, [0.2] * 6, ["relu"] * 8, []),
+    "shallow": ({}, [0.25] * 3, ["relu"] * 3, []),
+    "convnet": ({}, [], ["relu"] * 5, []),
+    "lenet": ({}, [], ["relu"] * 3, []),
+    "deep_bn": ({"l2": 0.3, "dropout": [0.7, 0.5, 0.6]}, [0.7, 0.5, 0.6], ["elu"] * 6, [0.3] * 6),
+    "resnet": ({"depth": 8, "l2": 0.3}, [], ["relu"] * 7, [0.3] * 8),
+    "air": (AIR | {"activation": "gelu"}, [], ["gelu"] * 7, []),
+}
+
+
+@functools.cache
+def network(model: str, config: str, classes: int) -> keras.Model:
+    """Built once, with the same weights each time, for tests that only look. `config` is JSON."""
+    keras.utils.set_random_seed(0)
+    return build_core({"model": model, "config": json.loads(config)}, SHAPE, classes)
 
 
 def build(model: str, classes: int) -> keras.Model:
     """A model with the config of the first variant that uses it."""
     configs = (variant.config for variant in PARAMS.variants.values() if variant.model == model)
-    return build_core({"model": model, "config": next(configs, {})}, SHAPE, classes)
+    return network(model, json.dumps(next(configs, {})), classes)
+
+
+def layers_of(core: keras.Model, kind: type[layers.Layer]) -> list[Any]:
+    return [layer for layer in core.layers if isinstance(layer, kind)]
 
 
 def test_the_table_of_parameters_has_every_variant_and_no_other() -> None:
@@ -67,11 +92,12 @@ def test_the_table_of_parameters_has_every_variant_and_no_other() -> None:
 def test_a_variant_has_exactly_its_published_number_of_parameters(key: str) -> None:
     variant = PARAMS.variant(key)
     classes = getattr(PARAMS.dataset(variant.dataset), "classes", 10)
-    assert build_core(variant.model_dump(), SHAPE, classes).count_params() == PARAMETERS[key]
+    core = network(variant.model, json.dumps(variant.config), classes)
+    assert core.count_params() == PARAMETERS[key]
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("classes", [10, 100])
 def test_a_model_maps_images_to_one_number_per_class(model: str, classes: int) -> None:
     core = build(model, classes)
     assert core.input_shape == (None, *SHAPE)
@@ -89,7 +115,7 @@ def test_simples_kernels_begin_as_wide_as_in_its_day_and_wider_than_today() -> N
     [("filters", (59, 320, 352, 640, 704, 1280)), ("places", (315, 576, 864, 1152, 1728, 2304))],
 )
 def test_deeps_kernels_begin_as_wide_as_is_asked(fan_out: str, fans: tuple[int, ...]) -> None:
-    core = build_core({"model": "deep", "config": {"fan_out": fan_out}}, SHAPE, 10)
+    core = network("deep", json.dumps({"fan_out": fan_out}), 10)
     kernels = [np.abs(each) for each in core.get_weights() if each.ndim == 4]
     for kernel, fan in zip(kernels, fans, strict=True):
         assert np.sqrt(6 / fan) * 0.98 < kernel.max() <= np.sqrt(6 / fan)
@@ -97,7 +123,6 @@ def test_deeps_kernels_begin_as_wide_as_is_asked(fan_out: str, fans: tuple[int, 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_gives_logits_without_activation(model: str, random: np.random.Generator) -> None:
-    keras.utils.set_random_seed(0)
     logits = np.asarray(build(model, 100)(1e4 * random.standard_normal((8, *SHAPE), np.float32)))
     assert logits.min() < -1  # neither softmax, sigmoid, relu, elu nor tanh
     assert logits.max() > 1
@@ -151,6 +176,52 @@ def test_a_config_that_a_model_has_no_meaning_for_is_refused(
         build_core({"model": model, "config": config}, SHAPE, 10)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_models_layers_are_what_its_source_or_its_config_says(model: str) -> None:
+    config, *expected = LAYERS[model]
+    core = network(model, json.dumps(config), 10)
+    dropped = [layer.rate for layer in layers_of(core, layers.Dropout)]
+    named = [keras.activations.get(getattr(layer, "activation", None)) for layer in core.layers]
+    activations = [each.__name__ for each in named if each.__name__ != "linear"]
+    regularizers = [getattr(layer, "kernel_regularizer", None) for layer in core.layers]
+    assert [dropped, activations, [each.l2 for each in regularizers if each]] == expected
+
+
+def test_a_resnet_whose_branches_give_nothing_passes_its_first_channels_on(
+    random: np.random.Generator,
+) -> None:
+    core = build_core({"model": "resnet", "config": {"depth": 14, "l2": 0.0}}, SHAPE, 10)
+    for layer in layers_of(core, layers.Conv2D)[1:]:
+        layer.kernel.assign(np.zeros(layer.kernel.shape))
+    ends = [
+        layers_of(core, layers.Activation)[0],
+        layers_of(core, layers.GlobalAveragePooling2D)[0],
+    ]
+    images = random.standard_normal((4, *SHAPE), np.float32)
+    first, last = keras.Model(core.input, [layer.output for layer in ends])(images)
+    expected = np.zeros((4, 64))
+    expected[:, 24:40] = np.mean(first[:, ::4, ::4], axis=(1, 2))
+    assert expected.max() > 0
+    np.testing.assert_allclose(last, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_only_airs_groups_of_three_pass_on_what_enters_if_the_rest_gives_nothing(
+    random: np.random.Generator, depth: int
+) -> None:
+    config = AIR | {"widths": [4, 6, 8], "depth": depth}
+    core = build_core({"model": "air", "config": config}, SHAPE, 10)
+    for layer in layers_of(core, layers.Conv2D):
+        if layer.kernel.shape[2] == layer.kernel.shape[3]:
+            layer.kernel.assign(np.zeros(layer.kernel.shape))
+    outputs = [layer.output for layer in layers_of(core, layers.Activation)]
+    images = random.standard_normal((4, *SHAPE), np.float32)
+    found = [np.asarray(each) for each in keras.Model(core.input, outputs)(images)]
+    for first, last in zip(found[1::depth], found[depth::depth], strict=True):
+        np.testing.assert_array_equal(last, first if depth == 3 else 0)
+    assert found[1].max() > 0
+
+
 def test_resnet_56_has_its_published_number_of_trainable_parameters() -> None:
     core = build_core({"model": "resnet", "config": {"depth": 56, "l2": 0.0}}, SHAPE, 10)
     trained = sum(np.prod(weight.shape) for weight in core.trainable_weights)
@@ -171,7 +242,7 @@ def test_air_starts_by_whitening_its_patches_and_passing_them_on(
     flat = np.asarray(whitened).reshape(-1, 24)
     np.testing.assert_allclose(np.cov(flat[:, :12].T), np.eye(12), atol=0.06)
     np.testing.assert_allclose(flat[:, 12:], -flat[:, :12], atol=1e-5)
-    convolution = next(x for x in core.layers if isinstance(x, keras.layers.Conv2D) and x.trainable)
+    convolution = next(each for each in layers_of(core, layers.Conv2D) if each.trainable)
     passed = np.asarray(convolution(whitened))[..., :24]
     np.testing.assert_allclose(passed, whitened, atol=1e-5)
 

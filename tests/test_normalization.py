@@ -44,7 +44,9 @@ def test_it_computes_what_keras_computes(
         )
 
 
-def test_a_network_is_copied_with_its_weights_and_only_what_is_known_is_fused() -> None:
+def test_a_network_is_copied_with_its_weights_and_only_what_is_known_is_fused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network = keras.Sequential(
         [
             keras.Input((8, 8, 3)),
@@ -53,15 +55,26 @@ def test_a_network_is_copied_with_its_weights_and_only_what_is_known_is_fused() 
             layers.BatchNormalization(name="usual"),
             layers.Flatten(),
             layers.BatchNormalization(name="flat"),
+            layers.BatchNormalization(name="over_devices", synchronized=True),
         ]
     )
     copy = with_fused_normalization(network)
+    fused = [layer.name for layer in copy.layers if type(layer) is FusedBatchNormalization]
+    assert fused == ["by_rows", "usual", "flat"]
     images = np.random.default_rng(0).standard_normal((20, 8, 8, 3)).astype(np.float32)
     np.testing.assert_array_equal(copy(images), network(images))
     assert len(copy.losses) == len(network.losses) == 1
     assert [v.path.split("/")[-2:] for v in copy.variables] == [
         v.path.split("/")[-2:] for v in network.variables
     ]
+    kernel, calls = tf.raw_ops.FusedBatchNormV3, []
+
+    def counted(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return kernel(**arguments)
+
+    monkeypatch.setattr(tf.raw_ops, "FusedBatchNormV3", counted)
     in_training = [np.asarray(each(images, training=True)) for each in (copy, network)]
+    assert len(calls) == 1  # the others have axes that the kernel does not know
     np.testing.assert_allclose(*in_training, atol=1e-4)
     np.testing.assert_allclose(copy(images), network(images), atol=1e-4)

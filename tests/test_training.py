@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import dataclasses
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 from keras import layers
 
@@ -25,12 +28,14 @@ from stages.shared import params
 from stages.shared.dataset import Split, save_split
 from stages.shared.stage import StageError
 from stages.training import checkpoint, record
-from stages.training.augmentation import epoch_plan
+from stages.training.augmentation import DRAWS, epoch_plan
 from stages.training.fitting import Training, make_normalisation, save_model
+from stages.training.normalization import FusedBatchNormalization
 from stages.training.optimization import learning_rates
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = {name: recipe.model_dump() for name, recipe in params.load().recipes.items()}
+PARAMS = params.load()
+RECIPES = {name: recipe.model_dump() for name, recipe in PARAMS.recipes.items()}
 VARIANT = {"model": "toy", "config": {}}
 
 
@@ -122,11 +127,11 @@ def test_one_seed_gives_the_same_bytes_twice_and_another_seed_others(
 
 
 @pytest.mark.parametrize(
-    ("values", "after"),
+    ("values", "cut_short"),
     [
-        (recipe("demo-augmented"), 1),
-        (recipe("tutorial-deep-bn", precision="mixed_bfloat16"), 2),
-        (recipe("tutorial-deep"), 1),
+        (recipe("demo-augmented"), False),
+        (recipe("tutorial-deep-bn", precision="mixed_bfloat16"), False),
+        (recipe("tutorial-deep"), True),
     ],
     ids=["augmented-keep-best", "bfloat16", "sgd"],
 )
@@ -134,31 +139,21 @@ def test_a_resumed_training_ends_as_if_never_interrupted(
     toy_split: Split,
     tmp_path: Path,
     values: dict[str, Any],
-    after: int,
+    cut_short: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "a").mkdir()
-    whole = train(toy_split, values, tmp_path / "a")
-    interrupt(toy_split, values, tmp_path, after)
-    capsys.readouterr()
-    assert train(toy_split, values, tmp_path) == whole
-    assert f"Resuming seed 1 after epoch {after}." in capsys.readouterr().out
-
-
-def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
-    toy_split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = recipe(epochs=4)
-    (tmp_path / "a").mkdir()
-    whole = train(toy_split, values, tmp_path / "a")
-    interrupt(toy_split, values, tmp_path, after=3)
+    """Killed in its last epoch, or right after it with a checkpoint that is not whole."""
+    whole = train(toy_split, values, tmp_path)
     newest = max((tmp_path / "checkpoints").iterdir())
-    newest.write_bytes(newest.read_bytes()[:-1000])
+    content = newest.read_bytes()
+    newest.unlink()
+    if cut_short:
+        newest.write_bytes(content[:-1000])
     capsys.readouterr()
     assert train(toy_split, values, tmp_path) == whole
     said = capsys.readouterr().out
-    assert f"{newest} is damaged" in said
     assert "Resuming seed 1 after epoch 2." in said
+    assert (f"{newest} is damaged" in said) is cut_short
 
 
 def test_a_finished_training_is_not_trained_again(toy_split: Split, tmp_path: Path) -> None:
@@ -209,8 +204,13 @@ def test_the_last_epoch_is_kept_if_the_recipe_says_so(
     script(monkeypatch, "val_loss", [1, 2, 3])
     training = start(toy_split, recipe())
     training.fit(tmp_path)
+    training.save(tmp_path / "model.keras")
     assert training.kept_epoch == 3
     assert len(training.rows) == 3
+    assert training.best and training.best["epoch"] == 1
+    saved = keras.saving.load_model(tmp_path / "model.keras").get_weights()
+    for weight, last in zip(saved, training.core.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, last)
 
 
 def test_a_training_that_was_interrupted_keeps_its_patience(
@@ -249,6 +249,18 @@ def test_a_loss_that_is_not_finite_is_an_error_naming_epoch_and_seed(
     assert not list(tmp_path.rglob("*.keras"))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_in_the_end_are_an_error(
+    toy_split: Split, tmp_path: Path, value: float
+) -> None:
+    training = start(toy_split, recipe())
+    training.rows = [{}, {}, {}]
+    weight = training.core.trainable_variables[-1]
+    weight.assign(np.full(weight.shape, value))
+    with pytest.raises(StageError, match="weights that are not in epoch 3 with seed 1"):
+        training.fit(tmp_path)
+
+
 def test_without_validation_there_are_no_validation_columns(
     toy_split: Split, tmp_path: Path
 ) -> None:
@@ -275,24 +287,121 @@ def test_the_learning_rate_of_a_row_is_one_that_its_epoch_used(
         assert 0.999999 * rates.min() <= row["learning_rate"] <= 1.000001 * rates.max()
 
 
-def test_each_image_is_trained_on_in_the_order_of_the_plan(
-    toy_split: Split, tmp_path: Path
+def test_each_image_is_trained_on_in_the_order_and_with_the_draws_of_the_plan(
+    toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = start(toy_split, recipe("demo-augmented"), seed=4)
-    order, _ = epoch_plan(54, seed=4, epoch=0)
-    seen: list[np.ndarray] = []
-    fit = training.model.fit
+    script(monkeypatch, "val_loss", [1, 1])
+    values = recipe("demo-augmented", augmentation={"horizontal_flip": "alternating"})
+    training = start(toy_split, values, seed=4)
+    seen: list[Any] = []
 
-    def spy(inputs: list[np.ndarray], labels: np.ndarray, **options: Any) -> Any:
-        seen.extend((inputs[0], labels))
+    def fit(inputs: list[np.ndarray], labels: np.ndarray, **options: Any) -> Any:
+        seen[:] = [*inputs, labels]
         assert options["shuffle"] is False
-        return fit(inputs, labels, **options)
+        assert options["batch_size"] == 18
+        return types.SimpleNamespace(history={"loss": [1.0], "accuracy": [0.5]})
 
-    training.model.fit = spy
-    training._fit_epoch(0, types.SimpleNamespace(**bar()))
-    np.testing.assert_array_equal(seen[0], training.training_indices[order])
-    np.testing.assert_array_equal(seen[1], toy_split.labels[seen[0]])
-    assert not set(seen[0]) & set(training.validation_indices)
+    training.model.fit = fit
+    for epoch in range(2):
+        training._fit_epoch(epoch, types.SimpleNamespace(**bar()))
+        order, draws = epoch_plan(54, seed=4, epoch=epoch, flip="alternating")
+        np.testing.assert_array_equal(seen[0], training.training_indices[order])
+        np.testing.assert_array_equal(seen[1], draws)
+        np.testing.assert_array_equal(seen[2], toy_split.labels[seen[0]])
+        assert not set(seen[0]) & set(training.validation_indices)
+
+
+def build_linear(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
+    stack = [keras.Input(input_shape), layers.Flatten(), layers.Dense(num_classes)]
+    return keras.Sequential(stack, name="linear")
+
+
+def test_the_network_is_trained_on_augmented_images_and_validated_on_plain_ones(
+    toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["stages.models.toy"], "build", build_linear)
+    training = start(toy_split, recipe(augmentation={"horizontal_flip": "alternating"}))
+    index, draws = epoch_plan(20, seed=1, epoch=0, flip="alternating")
+    mirrored = draws[:, DRAWS.index("flip")] == 1
+    plain = toy_split.images[index]
+    augmented = np.where(mirrored[:, None, None, None], plain[:, :, ::-1], plain)
+    for images, in_training in ((augmented, True), (plain, False)):
+        expected = training.core(training.normalisation(images))
+        found = training.model([index, draws], training=in_training)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert 0 < mirrored.sum() < 20
+
+
+# Where a field of a recipe is proven to reach the training, if not in the test that follows.
+PROVEN_BY = {
+    "augmentation": "test_the_network_is_trained_on_augmented_images_and_validated_on_plain_ones",
+    "resolution": "test_images_may_grow_during_a_training_and_it_still_resumes_bit_for_bit",
+    "selection": "test_early_stopping_waits_for_its_patience_and_the_best_epoch_is_kept",
+    "test_views": "test_a_saved_model_takes_pixels_and_gives_the_probabilities_of_its_views",
+    "deterministic": "test_operations_are_deterministic_if_the_recipe_says_so",
+}
+
+
+def test_a_training_is_built_as_each_field_of_its_recipe_says(toy_split: Split) -> None:
+    sgd = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.7, "nesterov": True}
+    training = start(
+        toy_split,
+        recipe()
+        | {
+            "epochs": 5,
+            "batch_size": 8,
+            "optimizer": sgd | {"weight_decay": 0.0},
+            "schedule": {"name": "piecewise", "from_epochs": [1, 4], "factors": [0.5, 0.1]},
+            "label_smoothing": 0.3,
+            "pixels": "overall",
+            "images_per_class": 10,
+            "validation": {"fraction": 0.15, "split": "end"},
+            "precision": "mixed_bfloat16",
+        },
+    )
+    optimizer = training.model.optimizer
+    rates = []
+    for step in (0, 3, 4, 15, 16, 19):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    logits = np.log([[2, 3, 5]]).astype(np.float32)  # probabilities are tenths
+    loss = training.model.compute_loss(y=np.array([2]), y_pred=logits)
+    by_hand = -(0.1 * math.log(0.2) + 0.1 * math.log(0.3) + 0.8 * math.log(0.5))
+    values = toy_split.images / 255
+    pixel = (values[0, 0, 0] - values.mean()) / values.std()
+
+    shown: dict[str, tuple[Any, Any]] = {
+        "epochs": (len(training.rates), 20),
+        "batch_size": (training.steps_per_epoch, 4),
+        "optimizer": ((type(optimizer), optimizer.momentum), (keras.optimizers.SGD, 0.7)),
+        "schedule": (rates, pytest.approx([0.5, 0.5, 0.25, 0.25, 0.05, 0.05])),
+        "label_smoothing": (float(loss), pytest.approx(by_hand)),
+        "pixels": (
+            np.asarray(training.normalisation(toy_split.images))[0, 0, 0],
+            pytest.approx(pixel, rel=1e-4),
+        ),
+        "images_per_class": (training.training_indices.tolist(), list(range(26))),
+        "validation": (training.validation_indices.tolist(), list(range(26, 30))),
+        "precision": ({layer.compute_dtype for layer in training.core.layers}, {"bfloat16"}),
+    }
+    for field, (found, expected) in shown.items():
+        assert found == expected, field
+    assert shown.keys() | PROVEN_BY.keys() == params.Recipe.model_fields.keys()
+    assert globals().keys() >= set(PROVEN_BY.values())
+
+
+@pytest.mark.parametrize("pixels", ["unit", "overall", "channel"])
+def test_a_training_of_air_begins_with_whitened_images(toy_split: Split, pixels: str) -> None:
+    noise = toy_split.images.astype(float)
+    smooth = (4 * noise + np.roll(noise, 1, axis=1) + np.roll(noise, 1, axis=2)) / 6
+    images = (smooth * [1, 0.8, 0.7]).astype(np.uint8)
+    split = dataclasses.replace(toy_split, images=images)
+    config = PARAMS.variants["cifar10-air90"].config | {"widths": [8, 8, 8]}
+    variant = {"model": "air", "config": config}
+    training = Training(variant, recipe(pixels=pixels), split, stats.compute_stats(images), seed=1)
+    first = training.core.get_layer("patches")
+    found = np.asarray(first(training.normalisation(images))).reshape(-1, 24)[:, :12]
+    np.testing.assert_allclose(np.cov(found.T), np.eye(12), atol=0.05)
 
 
 def test_what_dropout_drops_depends_on_the_epoch_alone_and_not_on_what_was_before(
@@ -332,17 +441,35 @@ def test_normalisation_is_what_the_recipe_says(toy_split: Split, pixels: str) ->
     assert found.dtype == np.float32
 
 
-def test_a_saved_model_takes_pixels_and_gives_probabilities(
+def test_a_saved_model_takes_pixels_and_gives_the_probabilities_of_its_views(
     toy_split: Split, tmp_path: Path
 ) -> None:
     training = start(toy_split, recipe())
-    training.save(tmp_path / "model.keras")
-    model = keras.saving.load_model(tmp_path / "model.keras")
-    probabilities = np.asarray(model(toy_split.images))
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
-    logits = training.core(training.normalisation(toy_split.images))
-    np.testing.assert_allclose(probabilities, keras.ops.softmax(logits), rtol=1e-5)
+    images = toy_split.images[:7]
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        return np.asarray(training.core(training.normalisation(images)))
+
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+    weighted = {1: [(1.0, images)], 2: [(0.5, images), (0.5, images[:, :, ::-1])]}
+    weighted[6] = [(0.25, image) for _, image in weighted[2]] + [
+        (0.125, view)
+        for shifted in (padded[:, :-2, :-2], padded[:, 2:, 2:])
+        for view in (shifted, shifted[:, :, ::-1])
+    ]
+    for views, parts in weighted.items():
+        training.recipe["test_views"] = views
+        training.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+        mean = sum(weight * logits(view) for weight, view in parts)
+        expected = np.exp(mean) / np.exp(mean).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(model(images), expected, rtol=1e-4, err_msg=f"{views} views")
     assert [path.name for path in tmp_path.glob("*.keras")] == ["model.keras"]
+    kinds = [
+        [type(layer) for layer in core.layers] for core in (training.core, model.get_layer("toy"))
+    ]
+    assert FusedBatchNormalization in kinds[0]
+    assert layers.BatchNormalization in kinds[1]
 
 
 def test_a_model_saved_at_another_time_has_the_same_bytes(
@@ -603,6 +730,28 @@ def test_the_command_resumes_writes_its_outputs_and_removes_its_checkpoints(
         assert file["augmented"].dtype == np.uint8
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_operations_are_deterministic_if_the_recipe_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    asked: list[bool] = []
+
+    def enable() -> None:
+        asked.append(True)
+
+    def stop(_: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", enable)
+    monkeypatch.setattr(record, "environment", stop)
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["recipes"]["r"]["deterministic"] = deterministic
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(KeyboardInterrupt):
+        stage.main()
+    assert asked == [True] * deterministic
+
+
 @pytest.mark.parametrize(
     "text", [None, "", '{"channel": {"mean"', "{}", "[]", "3", '{"channel": 3}']
 )
@@ -645,25 +794,36 @@ def test_images_may_grow_during_a_training_and_it_still_resumes_bit_for_bit(
     toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["stages.models.toy"], "build", build_pooled)
-    values = recipe("demo-augmented", resolution=GROWING, precision="mixed_bfloat16", epochs=4)
+    last = {"keep": "last"}
+    values = recipe(
+        "demo-augmented", resolution=GROWING, precision="mixed_bfloat16", selection=last
+    )
     seen = []
     make = Training._make_trainer
 
     def noted(self: Training) -> keras.Model:
-        seen.append(self.images.height)
+        seen.append((self.images.height, self.images.scale))
         return make(self)
 
     monkeypatch.setattr(Training, "_make_trainer", noted)
-    for name in ("a", "b", "c"):
-        (tmp_path / name).mkdir()
-    whole = train(toy_split, values, tmp_path / "a")
-    assert seen == [16, 24, 32]
-    for after, name in ((1, "b"), (3, "c")):
-        interrupt(toy_split, values, tmp_path / name, after)
-        assert train(toy_split, values, tmp_path / name) == whole
-    fixed = recipe("demo-augmented", precision="mixed_bfloat16", epochs=4)
-    (tmp_path / "d").mkdir()
-    assert train(toy_split, fixed, tmp_path / "d")[1][0] != whole[1][0]
+    whole = train(toy_split, values, tmp_path)
+    assert seen == [(16, 0.5), (24, 0.75), (32, 1)]
+    max((tmp_path / "checkpoints").iterdir()).unlink()
+    assert train(toy_split, values, tmp_path) == whole
+    assert seen[3:] == seen[:3]  # at the start, on resuming, and for the last epoch
+
+
+def test_growing_images_leave_the_weights_and_the_optimizer_as_they_are(
+    toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["stages.models.toy"], "build", build_pooled)
+    training = start(toy_split, recipe(resolution=GROWING))
+    for number, variable in enumerate(training._state()):
+        variable.assign(np.full(variable.shape, number).astype(variable.dtype))
+    training._resize_to(24)
+    assert training.core.input_shape == (None, 24, 24, 3)
+    for number, variable in enumerate(training._state()):
+        np.testing.assert_array_equal(variable, number)
 
 
 def test_images_cannot_grow_under_a_model_whose_weights_depend_on_their_size(
@@ -673,28 +833,3 @@ def test_images_cannot_grow_under_a_model_whose_weights_depend_on_their_size(
         StageError, match=r"pools over all places.*Received: \[16, 24, 32\] for 'toy'"
     ):
         start(toy_split, recipe(resolution=GROWING))
-
-
-@pytest.mark.parametrize("views", [1, 2, 6])
-def test_the_saved_model_averages_its_views_logits(
-    toy_split: Split, tmp_path: Path, views: int
-) -> None:
-    training = start(toy_split, recipe(test_views=views))
-    training.fit(tmp_path / "checkpoints")
-    training.save(tmp_path / "model.keras")
-    model = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
-    images = toy_split.images[:7]
-
-    def logits(images: np.ndarray) -> np.ndarray:
-        return np.asarray(training.core(training.normalisation(images)))
-
-    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
-    weighted = {1: [(1.0, images)], 2: [(0.5, images), (0.5, images[:, :, ::-1])]}
-    weighted[6] = [(0.25, image) for _, image in weighted[2]] + [
-        (0.125, view)
-        for shifted in (padded[:, :-2, :-2], padded[:, 2:, 2:])
-        for view in (shifted, shifted[:, :, ::-1])
-    ]
-    mean = sum(weight * logits(view) for weight, view in weighted[views])
-    expected = np.exp(mean) / np.exp(mean).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(model.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-5)
