@@ -171,4 +171,4 @@ def test_make_repro_runs_stages_side_by_side_if_asked(jobs: list[str], command: 
     said = subprocess.run(
         ["make", "--dry-run", "repro", *jobs], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert said.stdout.splitlines()[-1] == command
+    assert command in said.stdout.splitlines()
