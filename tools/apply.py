@@ -37,12 +37,10 @@ def main() -> None:
         baseline = Revision(f"{revision.name}'s baseline", f"{revision.commit}^")
         add(values, changed_values(baseline, revision), revision.name)
         found = changed_entries(baseline, revision)
-        left |= {name for name in found if name in ran and name.startswith(OF_ALL_VARIANTS)}
-        add(
-            {name: entry for name, (_, entry) in ran.items() if name not in left},
-            found,
-            revision.name,
-        )
+        known = {name: entry for name, (_, entry) in ran.items()}
+        twice = {name for name in found if known.get(name, found[name]) != found[name]}
+        left |= {name for name in twice if name.startswith(OF_ALL_VARIANTS)}
+        add({name: known[name] for name in twice - left}, found, revision.name)
         ran |= {name: (revision, entry) for name, entry in found.items()}
     files: dict[str, bytes] = {}
     for name in left:

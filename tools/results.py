@@ -19,9 +19,9 @@ import yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
+from tools.pipeline import LOCK
 
 RESULTS = Path("results")
-LOCK = Path("dvc.lock")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WORKSPACE = "workspace"
 SAME_ACCURACY = 1e-6
