@@ -200,7 +200,7 @@ def test_the_stages_of_a_node_that_dies_are_run_elsewhere(
 def test_uncommitted_or_unpushed_changes_are_refused(project: Project) -> None:
     path = project.folder / "params.yaml"
     path.write_text(path.read_text() + "# changed\n")
-    assert "nothing may be uncommitted. Received:\nM params.yaml" in refusal(project)
+    assert "nothing may be uncommitted. Received:\n M params.yaml" in refusal(project)
     subprocess.run(["git", "commit", "-qam", "Changed"], cwd=project.folder, check=True)
     assert "HEAD must be pushed" in refusal(project)
 

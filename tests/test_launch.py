@@ -212,6 +212,49 @@ def a_ray(*nodes: dict[str, float]) -> Any:
     )
 
 
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with one commit, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "dvc.lock", "results/a.json", "stages/train.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("1\n")
+    for line in ("init --quiet", "add --all", "commit --quiet -m Start"):
+        subprocess.run(["git", *line.split()], check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("params.yaml", " M params.yaml"),
+        ("stages/train.py", " M stages/train.py"),
+        ("stages/models/new.py", "?? stages/models/new.py"),
+        ("dvc.lock", None),
+        ("results/a.json", None),
+        ("results/b.json", None),
+        ("notes.txt", None),
+    ],
+)
+def test_what_runs_in_clones_is_committed(repository: Path, name: str, shown: str | None) -> None:
+    (repository / name).parent.mkdir(exist_ok=True)
+    (repository / name).write_text("2\n")
+    if shown is None:
+        assert len(cluster.committed()) == 40
+        return
+    with pytest.raises(StageError, match="nothing may be uncommitted") as caught:
+        cluster.committed()
+    assert str(caught.value).splitlines()[1:-1] == [shown]
+
+
+def test_outside_of_a_repository_nothing_counts_as_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match="git status failed"):
+        cluster.committed()
+
+
 @pytest.mark.parametrize(
     ("nodes", "jobs", "slots"),
     [

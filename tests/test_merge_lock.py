@@ -76,7 +76,7 @@ def test_numbers_are_written_as_dvc_wrote_them(tmp_path: Path) -> None:
 )
 def test_what_is_no_lock_file_is_left_to_people(tmp_path: Path, text: str) -> None:
     whole = "schema: '2.0'\nstages: {}\n"
-    with pytest.raises(StageError, match=r"theirs must be a dvc\.lock of schema 2\.0"):
+    with pytest.raises(StageError, match=r"theirs must be a whole dvc\.lock of schema 2\.0"):
         run_driver(tmp_path, whole, whole, text)
     assert (tmp_path / "ours").read_text() == whole
 

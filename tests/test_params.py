@@ -428,8 +428,9 @@ def test_mistakes_of_form_and_dangling_names_are_reported_at_once(tmp_path: Path
 def test_a_key_given_twice_is_refused(tmp_path: Path, again: str) -> None:
     text = f"recipes:\n  demo:\n    epochs: 9\n    augmentation:\n      fill: nearest\n{again}\n"
     message = refusal(tmp_path, text)
-    assert f"Received: key '{again.split(':')[0].strip()}' is given twice" in message
+    assert f'found duplicate key "{again.split(":")[0].strip()}"' in message
     assert "line 6" in message
+    assert "suppress" not in message
 
 
 @pytest.mark.parametrize("use", ["*one", "{<<: *one, seeds: [1]}"])
@@ -450,7 +451,6 @@ def test_an_alias_is_refused(tmp_path: Path, use: str) -> None:
         "a: 'b",
         "a: !!python/object/apply:os.getcwd []",
         "a: 1\n---\nb: 1\n",
-        "{[1]: 2}",
         "a: 2020-13-45",
         "[" * 5000,
         b"\xff\xfe\x00",
@@ -488,11 +488,9 @@ def test_a_number_may_be_written_with_or_without_a_dot(tmp_path: Path, number: s
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("epochs: 25\n", "epochs: 010\n"),  # 8 in YAML 1.1, 10 in YAML 1.2
         ("epochs: 25\n", "epochs: 1:30\n"),  # 90 in YAML 1.1, a text in YAML 1.2
         ("label_smoothing: 0.0\n", "label_smoothing: 0:0.5\n"),  # a half in YAML 1.1, a text
         ("deterministic: true\n", "deterministic: yes\n"),  # true in YAML 1.1, a text
-        ("epochs: 25\n", "epochs: 2_5\n"),
     ],
 )
 def test_what_dvc_reads_as_something_else_is_refused(tmp_path: Path, old: str, new: str) -> None:
@@ -510,6 +508,8 @@ def test_what_dvc_reads_as_something_else_is_refused(tmp_path: Path, old: str, n
         ("5e-1", 0.5),
         ("5.E-1", 0.5),
         ("+0.5", 0.5),
+        ("010", 10),  # 8 in YAML 1.1
+        ("2_5", 25),
         ("0", 0),
         ("0.", 0),
         ("-7", -7),

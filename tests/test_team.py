@@ -37,7 +37,6 @@ class Person:
         """Runs a line of the README's; returns what it prints."""
         assert f"    {line}\n" in re.sub(r"  +#.*", "", SECTION), f"not in the README: {line}"
         line = line.replace("/mnt/shared", str(self.team))
-        line = line.replace("make repro JOBS=auto", f"python -m tools.launch --jobs auto {TARGET}")
         python = f"{sys.executable} -m"
         line = re.sub(r"(?<![\w-])python -m", python, line)
         line = re.sub(r"(?<![\w/-])dvc (?=[a-z])", f"{python} dvc ", line)
@@ -67,7 +66,7 @@ class Person:
         """Launches; returns the stages whose commands ran."""
         self.project.tree = yaml.safe_load((self.project.folder / "params.yaml").read_text())
         self.project.tell_standin()
-        self.does("make repro JOBS=auto")
+        self.does(f"python -m tools.launch --jobs auto {TARGET}")
         return self.project.ran()
 
 
@@ -91,9 +90,9 @@ def ann(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Perso
 def newcomer(ann: Person, folder: Path) -> Person:
     """Clones as the README says; `make setup-git` without what it installs."""
     assert (
-        "    git clone <this repository> && cd <its folder> && make setup-git && dvc pull "
-        in SECTION
-    )
+        "    git clone <this repository> && cd <its folder> && make setup-git\n"
+        "    source .venv/bin/activate && dvc pull --allow-missing\n"
+    ) in SECTION
     ann.runs(f"git clone --quiet {ann.team}/origin.git {folder}")
     project = Project(folder, folder.parent)
     project.log, project.standin = ann.project.log, ann.project.standin

@@ -17,7 +17,8 @@ from typing import Any
 
 from stages.shared import params
 from stages.shared.stage import StageError, run
-from tools import changes, node, pipeline
+from tools import node, pipeline
+from tools.git import git
 from tools.results import Revision, leaves, revisions
 
 OF_ALL_VARIANTS = ("lineup", "plot@")
@@ -54,15 +55,12 @@ def main() -> None:
     print(f"Applied {', '.join(args.experiments)}: {len(values)} values, {stages}. `dvc repro`.")
 
 
-def read(revision: Revision, name: str) -> dict[str, Any]:
-    """A YAML file in a revision."""
-    data = revision.read(Path(name))
-    return params.parse(data or b"{}", f"{revision.name}'s {name}") or {}
-
-
 def changed_values(baseline: Revision, revision: Revision) -> dict[str, Any]:
     """The values of params.yaml that are not the baseline's; `...` for one that is gone."""
-    before, after = (dict(leaves(read(each, "params.yaml"))) for each in (baseline, revision))
+    before, after = (
+        dict(leaves(params.parse(each.read(params.PATH) or b"{}", f"{each.name}'s {params.PATH}")))
+        for each in (baseline, revision)
+    )
     gone = dict.fromkeys(before.keys() - after.keys(), ...)
     return gone | {key: value for key, value in after.items() if before.get(key, ...) != value}
 
@@ -70,7 +68,8 @@ def changed_values(baseline: Revision, revision: Revision) -> dict[str, Any]:
 def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:
     """The entries of dvc.lock that are not the baseline's."""
     before, after = (
-        read(each, pipeline.LOCK.name).get("stages", {}) for each in (baseline, revision)
+        pipeline.parse_lock(each.read(pipeline.LOCK) or b"", f"{each.name}'s {pipeline.LOCK}")
+        for each in (baseline, revision)
     )
     return {name: entry for name, entry in after.items() if before.get(name) != entry}
 
@@ -92,7 +91,7 @@ def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
 
 def small_files(revision: Revision, paths: list[str]) -> dict[str, bytes]:
     """The files among a stage's outputs that git has, as the experiment has them."""
-    listed = changes.git("ls-tree", "-r", "-z", "--name-only", str(revision.commit), "--", *paths)
+    listed = git("ls-tree", "-r", "-z", "--name-only", str(revision.commit), "--", *paths)
     return {path: revision.read(Path(path)) or b"" for path in listed.split("\0") if path}
 
 

@@ -6,28 +6,18 @@ Reads only what git has.
 import functools
 import json
 import re
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from stages.shared import params
 from stages.shared.stage import StageError
+from tools.git import git
 from tools.results import RESULTS, Result, Revision, leaves
 from tools.show import markdown
 
 ROWS = 100  # of a table; GitHub takes 65,536 characters of comment
 WIDEST = 80  # characters of a value
-
-
-class Commit(Revision):
-    """A commit of which only what git has is read, without DVC: no setting of its can be wrong."""
-
-    def read(self, path: Path) -> bytes | None:
-        command = ("git", "show", f"{self.commit}:{path.as_posix()}")
-        asked = subprocess.run(command, capture_output=True, check=False)
-        return None if asked.returncode else asked.stdout
 
 
 class Measured(NamedTuple):
@@ -140,21 +130,6 @@ def figures(base: Revision) -> list[str]:
     folder = (RESULTS / "figures").as_posix()
     listed = git("diff", "--name-only", "--diff-filter=d", "-z", str(base.commit), "--", folder)
     return [path for path in listed.split("\0") if path.endswith(".png")]
-
-
-def git(*arguments: str) -> str:
-    """What a git command prints.
-
-    Raises:
-        StageError: if it fails, with git's words.
-    """
-    try:
-        asked = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise StageError("git is not on the PATH. Install it.") from None
-    if asked.returncode:
-        raise StageError(f"git {arguments[0]} failed: {asked.stderr.strip() or 'no message'}.")
-    return asked.stdout.strip("\n")
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from stages.shared.stage import StageError
 from tools import node
+from tools.git import git
 from tools.local import ON_DEVICE
 
 NODE_LOSSES = 3  # how often a stage is begun anew elsewhere because its node died
@@ -57,11 +57,12 @@ def elsewhere(remote: str | None) -> Source:
     from tools.pipeline import opened
 
     revision = committed()
-    url = git("config", "--get", "remote.origin.url")
-    if not url:
+    try:
+        url = git("config", "--get", "remote.origin.url")
+    except StageError:
         raise StageError(
             "Nodes clone the git remote 'origin'. Received: no such remote. `git remote add`."
-        )
+        ) from None
     if not git("branch", "--remotes", "--contains", revision):
         raise StageError(f"HEAD must be pushed. Received: {revision[:12]}. `git push`.")
     with opened() as repo:
@@ -77,22 +78,18 @@ def committed() -> str:
     """The commit that HEAD is.
 
     Raises:
-        StageError: if anything but results differs from it.
+        StageError: if anything but results differs from it, or the stages' code has new files.
     """
     rest = (".", ":!dvc.lock", ":!results")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *rest)
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *rest).splitlines()
+    changed += git("status", "--porcelain", "--untracked-files=all", "--", "stages").splitlines()
     if changed:
         raise StageError(
             "What runs elsewhere is what is committed, so nothing may be uncommitted. Received:\n"
-            f"{changed}\nCommit it, and push it for other machines."
+            + "\n".join(dict.fromkeys(changed))
+            + "\nCommit it, and push it for other machines."
         )
     return git("rev-parse", "HEAD")
-
-
-def git(*arguments: str) -> str:
-    """What a git command prints; nothing if it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 class Connection:

@@ -23,13 +23,13 @@ from typing import Any, Literal, NamedTuple
 try:
     import filelock
     import psutil
-    import yaml
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     from stages.shared import params
     from stages.shared.backend import import_keras
     from stages.shared.stage import StageError, run
+    from tools.pipeline import parse_lock
 except ModuleNotFoundError as missing:  # most often the environment is not activated
     if __name__ != "__main__":
         raise
@@ -432,10 +432,10 @@ def check_lock_file(folder: Path) -> list[Finding]:
 def entries(lock: Path) -> int | None:
     """How many stages a dvc.lock has; None if it is not whole."""
     try:
-        text = lock.read_text()
-        stages = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-        whole = text.endswith("\n") and all(entry["cmd"] for entry in stages.values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        data = lock.read_bytes()
+        stages = parse_lock(data, lock.name)
+        whole = data.endswith(b"\n") and all(entry["cmd"] for entry in stages.values())
+    except (OSError, TypeError, KeyError, StageError):
         return None
     return len(stages) if whole else None
 

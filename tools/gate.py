@@ -30,6 +30,7 @@ from stages.shared import params
 from stages.shared.stage import StageError, run
 from tools import changes, doctor
 from tools.doctor import some
+from tools.git import Commit, git
 from tools.pipeline import LOCK, locked
 from tools.results import Revision, leaves
 
@@ -150,12 +151,12 @@ def find_base(wanted: str | None) -> Revision | None:
     for name in [wanted] if wanted else BASES:
         verify = ("rev-parse", "--verify", "--quiet", "--end-of-options")
         try:
-            commit = changes.git(*verify, f"{name}^{{commit}}")
+            commit = git(*verify, f"{name}^{{commit}}")
         except StageError:
             continue
         with contextlib.suppress(StageError):  # a shallow clone, or nothing in common
-            commit = changes.git("merge-base", commit, "HEAD")
-        return changes.Commit(str(name), commit)
+            commit = git("merge-base", commit, "HEAD")
+        return Commit(str(name), commit)
     if wanted is None:
         return None
     raise StageError(
@@ -172,7 +173,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
     if base is None:
         what = f"nothing is compared with a base: there is neither {' nor '.join(BASES)}"
         found.append(Finding("note", what, "`--base REV` names one."))
-    if left := [line[3:] for line in changes.git("status", "--porcelain").splitlines()]:
+    if left := [line[3:] for line in git("status", "--porcelain").splitlines()]:
         what = f"not committed, and so not in what would be merged: {some(left)}"
         found.append(Finding("note", what, "Commit it, or have git ignore it."))
     try:

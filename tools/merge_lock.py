@@ -9,12 +9,12 @@ from two, so whatever DVC calls up to date after a merge is.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from stages.shared.stage import StageError, run
+from tools.pipeline import parse_lock, write_lock
 
 
 def main() -> None:
@@ -24,43 +24,18 @@ def main() -> None:
     parser.add_argument("theirs", type=Path, help="git's %%B")
     args = parser.parse_args()
 
-    base, ours, theirs = (read(path) for path in (args.base, args.ours, args.theirs))
+    paths = (args.base, args.ours, args.theirs)
+    try:
+        base, ours, theirs = (parse_lock(path.read_bytes(), str(path)) for path in paths)
+    except StageError as error:  # git then leaves the merge to people
+        advice = "Take one side's: `git checkout --ours dvc.lock`, and `dvc repro`."
+        raise StageError(f"{error} {advice}") from None
     stages, dropped = merge(base, ours, theirs)
-    write(args.ours, stages)
+    write_lock(args.ours, stages)
     if dropped:
         print(
             f"dvc.lock: changed in both, so `dvc repro` runs: {', '.join(dropped)}", file=sys.stderr
         )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The stages of a lock file; none in an empty one.
-
-    Raises:
-        StageError: if it is not what DVC writes. Git then leaves the merge to people.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.utils.serialize import load_yaml
-
-    try:
-        values = load_yaml(str(path)) or {"schema": "2.0", "stages": {}}
-        if values["schema"] != "2.0":
-            raise ValueError(f"schema {values['schema']}")
-        return dict(values["stages"].items())
-    except (DvcException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(
-            f"{path} must be a dvc.lock of schema 2.0. Received: {error!r}. "
-            "Take one side's, `git checkout --ours dvc.lock`, and `dvc repro`."
-        ) from None
-
-
-def write(path: Path, stages: dict[str, Any]) -> None:
-    """Writes a lock file as DVC does, whole or not at all."""
-    from dvc.utils.serialize import dump_yaml
-
-    partial = path.with_name(f".{path.name}.partial")
-    dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
-    os.replace(partial, path)
 
 
 def merge(

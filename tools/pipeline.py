@@ -14,7 +14,6 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from stages.shared.stage import StageError, run
-from tools import merge_lock
 
 LOCK = Path("dvc.lock")
 ATTEMPTS = 5
@@ -123,8 +122,43 @@ def _has_changed(stage: Any) -> bool:
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:
-    """The entries of dvc.lock, in its order; none if there is no such file."""
-    return merge_lock.read(folder / LOCK) if (folder / LOCK).exists() else {}
+    """The entries of dvc.lock, in its order; none if there is no such file.
+
+    Raises:
+        StageError: if it is not what DVC writes.
+    """
+    path = folder / LOCK
+    return parse_lock(path.read_bytes(), str(path)) if path.exists() else {}
+
+
+def parse_lock(data: bytes, name: str) -> dict[str, Any]:
+    """The entries of a dvc.lock by stage, in its order; none in an empty file.
+
+    Raises:
+        StageError: if it is not what DVC writes.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import parse_yaml
+
+    try:
+        values = parse_yaml(data, name) or {"schema": "2.0", "stages": {}}
+        if values["schema"] != "2.0":
+            raise ValueError(f"schema {values['schema']}")
+        return dict(values["stages"].items())
+    except (DvcException, ValueError, KeyError, TypeError, AttributeError) as error:
+        advice = " `make doctor` says what to do." if name == str(LOCK) else ""
+        raise StageError(
+            f"{name} must be a whole dvc.lock of schema 2.0. Received: {error!r}.{advice}"
+        ) from None
+
+
+def write_lock(path: Path, stages: dict[str, Any]) -> None:
+    """Writes a dvc.lock as DVC does, whole or not at all."""
+    from dvc.utils.serialize import dump_yaml
+
+    partial = path.with_name(f".{path.name}.partial")
+    dump_yaml(str(partial), {"schema": "2.0", "stages": stages})
+    os.replace(partial, path)
 
 
 def record(entries: dict[str, Any]) -> None:
@@ -144,7 +178,7 @@ def put_in_order(known: list[str], order: list[str]) -> None:
 
 def _write(before: dict[str, Any], after: dict[str, Any]) -> None:
     if list(before.items()) != list(after.items()):
-        merge_lock.write(LOCK, after)
+        write_lock(LOCK, after)
 
 
 @contextmanager

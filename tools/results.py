@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
-from tools.pipeline import LOCK
+from tools.pipeline import LOCK, parse_lock
 
 RESULTS = Path("results")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WORKSPACE = "workspace"
 SAME_ACCURACY = 1e-6
 
@@ -120,10 +118,8 @@ class Revision:
         Raises:
             StageError: if dvc.lock is damaged.
         """
-        try:
-            stages = (yaml.load(self.read(LOCK) or b"", LOADER) or {}).get("stages", {})
-        except (yaml.YAMLError, AttributeError):
-            raise StageError(f"{LOCK} is cut short or damaged. Run `make doctor`.") from None
+        name = str(LOCK) if self.commit is None else f"{self.name}'s {LOCK}"
+        stages = parse_lock(self.read(LOCK) or b"", name)
         found = set()
         for name, entry in stages.items():
             stage, _, variant = name.partition("@")

@@ -11,24 +11,25 @@ import argparse
 import ast
 import difflib
 import json
-import re
 import sys
 import types
 import typing
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import Field, TypeAdapter
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from stages.shared.stage import StageError
 
 PATH = Path("params.yaml")
 MODELS = Path(__file__).resolve().parents[1] / "models"
-DAMAGE = (  # what PyYAML raises on text that is no YAML, and on tags that do not fit their values
-    yaml.YAMLError,
+DAMAGE = (  # what is raised on text that is no YAML, and on tags that do not fit their values
+    YAMLError,
     ValueError,
     TypeError,
     ArithmeticError,
@@ -319,12 +320,19 @@ def parse(data: bytes, name: str = str(PATH)) -> Any:
     """What is written in a params.yaml, as DVC reads it, and unchecked.
 
     Raises:
-        StageError: if it is no YAML.
+        StageError: if it is no YAML, or has aliases: `dvc exp run -S` expands them, and a change of
+            the anchor would then no longer reach who used it.
     """
+    reader = YAML(typ="safe", pure=True)  # in C, a line of 100,000 brackets ends the process
     try:
-        return yaml.load(data, Loader=_Loader)
+        for event in reader.parse(data) if b"*" in data else ():
+            if isinstance(event, AliasEvent):
+                mark = event.start_mark
+                raise MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
+        return reader.load(data)
     except DAMAGE as error:
-        raise StageError(f"{name} must be valid YAML. Received: {error}") from None
+        said = str(error).partition("To suppress this check")[0].strip()  # DVC has it too
+        raise StageError(f"{name} must be valid YAML. Received: {said}") from None
 
 
 def _read_yaml(path: Path) -> Any:
@@ -335,53 +343,6 @@ def _read_yaml(path: Path) -> Any:
     except OSError as error:
         raise StageError(f"{path} must be a file. Received: {error}.") from None
     return parse(data, str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads it: 1e-4 is a number, and a key given twice is an error.
-
-    Aliases are refused: `dvc exp run -S` expands them, and a change of the anchor would then no
-    longer reach who used it.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen if isinstance(key_node.value, str) else False:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key_node.value}' is given twice",
-                    problem_mark=key_node.start_mark,
-                )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.2, as DVC reads it: 010 is not eight, 1:30 is not ninety, and yes is a word.
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in ("int", "float", "bool")]
-    for first, pairs in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-        r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
-    ),
-    list("-+.0123456789"),
-)
 
 
 def _dangling(data: Any) -> Iterator[str]:
