@@ -543,7 +543,7 @@ def test_looking_up_an_unknown_name_says_what_there_is(section: str, look_up: st
             "drop",
             "Allowed: dropout, l2. Received: 'drop'. Did you mean 'dropout'?",
         ),
-        ("deep_bn", {"l2": 1e-4}, "dropout", "missing. Model 'deep_bn' needs it."),
+        ("deep_bn", {"l2": 1e-4}, "dropout", "missing. It must be given; there are no defaults."),
         ("deep_bn", {"l2": "x", "dropout": [0.1]}, "l2", "number. Received: 'x'."),
         ("deep_bn", {"l2": True, "dropout": [0.1]}, "l2", "number. Received: True."),
         ("deep_bn", {"l2": None, "dropout": [0.1]}, "l2", "number. Received: None."),

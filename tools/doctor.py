@@ -443,9 +443,7 @@ def entries(lock: Path) -> int | None:
 def check_params(folder: Path) -> list[Finding]:
     """That params.yaml is valid, with every variant's config."""
     try:
-        config = params.load(folder / params.PATH)
-        for key, variant in config.variants.items():
-            params.check_config(key, variant)
+        config = params.check(folder / params.PATH)
     except StageError as error:
         problems = str(error).splitlines()
         what = " ".join(problems[:2])  # "... is not valid:" and the first mistake

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -297,23 +297,33 @@ def check_config(key: str, variant: Variant) -> None:
     Raises:
         StageError: with every argument that is unknown, missing or of the wrong type.
     """
-    allowed = _config_arguments(MODELS / f"{variant.model}.py")
+    arguments = _config_arguments(MODELS / f"{variant.model}.py")
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in arguments.items()}
+    schema = pydantic.create_model("Config", __base__=Section, **fields)
+    try:
+        schema.model_validate(variant.config)
+    except pydantic.ValidationError as error:
+        path = f"variants.{key}.config"
+        problems = [_describe(item, schema, path) for item in error.errors()]
+        raise StageError("\n  ".join([f"{PATH} is not valid:", *problems])) from None
+
+
+def check(path: Path = PATH) -> Params:
+    """Reads and checks params.yaml, with the configs of all its variants.
+
+    Raises:
+        StageError: with every mistake that was found, one per line.
+    """
+    params = load(path)
     problems = []
-    for name, value in variant.config.items():
-        path = f"variants.{key}.config.{name}"
-        if name not in allowed:
-            hint = _nearest(name, allowed)
-            problems.append(f"{path}: unknown argument of model '{variant.model}'.{hint}")
-            continue
+    for key, variant in params.variants.items():
         try:
-            finite = pydantic.ConfigDict(allow_inf_nan=False)
-            TypeAdapter(allowed[name], config=finite).validate_python(value, strict=True)
-        except pydantic.ValidationError as error:
-            problems += [_describe(item, prefix=path) for item in error.errors()]
-    for name in allowed.keys() - variant.config.keys():
-        problems.append(f"variants.{key}.config.{name}: missing. Model '{variant.model}' needs it.")
+            check_config(key, variant)
+        except StageError as error:
+            problems += str(error).splitlines()[1:]
     if problems:
-        raise StageError("\n  ".join([f"{PATH} is not valid:", *sorted(problems)]))
+        raise StageError("\n".join([f"{path} is not valid:", *problems]))
+    return params
 
 
 def parse(data: bytes, name: str = str(PATH)) -> Any:
@@ -387,17 +397,22 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     )
 
 
-def _describe(error: Any, prefix: str = "") -> str:
-    """One of pydantic's errors as a line: the key's path, what is allowed, what was given."""
-    loc, model, path = list(error["loc"]), Params, [prefix] if prefix else []
-    kind: Any = None if prefix else model
+def _describe(error: Any, root: type[Section] = Params, prefix: str = "") -> str:
+    """One of pydantic's errors as a line: the key's path, what is allowed, what was given.
+
+    Args:
+        root: the section that was checked.
+        prefix: where in the file it lies.
+    """
+    loc, path = list(error["loc"]), [prefix] if prefix else []
+    kind: Any = root
     for part in loc:
         kind, is_key = _step(kind, part)
         if is_key and part != "[key]":
             path.append(str(part))
     where = ".".join(path) or str(PATH)
     if error["type"] == "extra_forbidden":
-        parent = _fields_at(loc[:-1])
+        parent = _fields_at(loc[:-1], root)
         return f"{where}: unknown key.{_nearest(str(loc[-1]), parent)}"
     if error["type"] == "union_tag_invalid":
         tags = [tag.strip("'") for tag in error["ctx"]["expected_tags"].split(", ")]
@@ -414,8 +429,8 @@ def _describe(error: Any, prefix: str = "") -> str:
     return f"{where}: {message}. Received: {shown if len(shown) < 80 else shown[:77] + '...'}."
 
 
-def _fields_at(loc: list[Any]) -> list[str]:
-    kind: Any = Params
+def _fields_at(loc: list[Any], root: Any) -> list[str]:
+    kind = root
     for part in loc:
         kind, _ = _step(kind, part)
     return list(kind.model_fields) if hasattr(kind, "model_fields") else []
@@ -445,8 +460,8 @@ def _step(kind: Any, part: Any) -> tuple[Any, bool]:
     return None, True
 
 
-def _config_arguments(path: Path) -> dict[str, Any]:
-    """The keyword-only arguments of `build` in a model file, and their types."""
+def _config_arguments(path: Path) -> dict[str, str]:
+    """The keyword-only arguments of `build` in a model file, and their types as written there."""
     tree = ast.parse(path.read_text())
     build = next(
         (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"),
@@ -454,9 +469,8 @@ def _config_arguments(path: Path) -> dict[str, Any]:
     )
     if build is None:
         raise StageError(f"{path} must define build(input_shape, num_classes, *, ...).")
-    plain = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
     return {
-        argument.arg: eval(ast.unparse(argument.annotation), {"__builtins__": {}}, plain)
+        argument.arg: ast.unparse(argument.annotation)
         for argument in build.args.kwonlyargs
         if argument.annotation is not None
     }
@@ -468,15 +482,7 @@ def main() -> None:
     if parser.parse_args().schema:
         print(json.dumps(Params.model_json_schema(), indent=2))
         return
-    params = load()
-    problems = []
-    for key, variant in params.variants.items():
-        try:
-            check_config(key, variant)
-        except StageError as error:
-            problems += str(error).splitlines()[1:]
-    if problems:
-        raise StageError("\n".join([f"{PATH} is not valid:", *problems]))
+    params = check()
     print(
         f"{PATH} is valid: {len(params.datasets)} datasets, {len(params.recipes)} recipes, "
         f"{len(params.variants)} variants."
