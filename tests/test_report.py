@@ -295,7 +295,7 @@ def test_revisions_are_compared_where_images_are_the_same_and_predictions_are_no
     rows, note = report.comparisons(results, several=True)
     assert [(row["a"], row["b"]) for row in rows] == [("toys-00 (better)", "toys-00 (main)")]
     assert "number of comparisons, 1." in note
-    assert "The same predictions: toys-00 (alike)." in note
+    assert "The same images right: toys-00 (alike)." in note
     assert "Other test images, not compared: toys-00 (other)." in note
 
 

@@ -14,7 +14,7 @@ from stages.shared import params
 from stages.shared.stage import StageError
 from tools.git import git
 from tools.results import RESULTS, Result, Revision, leaves
-from tools.show import markdown
+from tools.show import interval, markdown
 
 ROWS = 100  # of a table; GitHub takes 65,536 characters of comment
 WIDEST = 80  # characters of a value
@@ -91,10 +91,10 @@ def metrics_table(base: Revision) -> str:
     for each in changed:
         points = "-" if each.points is None else f"{each.points:+.2f} points"
         before, after = each.before or {}, each.after or {}
-        interval = f"{after['accuracy_low']:.2%} to {after['accuracy_high']:.2%}" if after else "-"
         accuracies = [f"{m['accuracy']:.2%}" if m else "-" for m in (before, after)]
         if before or after:
-            rows.append((code(each.variant), *accuracies, points, interval))
+            certain = interval(after) if after else "-"
+            rows.append((code(each.variant), *accuracies, points, certain))
     header = ("variant", code(base.name), "here", "difference", "95 % interval, here")
     return table(header, rows) or "No metric changed."
 

@@ -1,16 +1,15 @@
 """The README's tables of results, made from what git has: no data, no training.
 
-make results                      # print them
-python -m tools.readme --write    # put them into README.md
+    make results                      # print them
+    python -m tools.readme --write    # put them into README.md
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from stages.shared.stage import StageError, duration, outputs, run
 from tools.results import Result, Revision
-from tools.show import markdown
+from tools.show import interval, markdown, measured
 
 README = Path("README.md")
 BASE = "cifar10-air90"  # its ablations are the variants whose names begin with this and a dash
@@ -89,13 +88,6 @@ def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
     return (name, measured(row), difference, seconds, f"{row['parameters']:,}")
 
 
-def measured(row: dict[str, Any]) -> str:
-    if row["accuracy"] is None:
-        return "-"
-    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
-    return f"{row['accuracy']:.2%}{spread}"
-
-
 def line(result: Result) -> tuple[str, ...]:
     """A variant's cells; a dash is what has not been measured yet."""
     row, recipe = result.row, result.parameters["recipe"]
@@ -110,7 +102,7 @@ def line(result: Result) -> tuple[str, ...]:
     seconds = row["train_seconds"]
     cells += [
         measured(row),
-        f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}",
+        interval(row),
         str(row["seeds"]),
         epochs,
         precision,

@@ -2,28 +2,31 @@
 
     python -m tools.report [DATASET ...] [--out report] [--revs main my-branch exp-name ...]
 
-Several revisions stand side by side. Tables sort by a click on a column's title; charts hide what
-is clicked on in their legends.
+Several revisions stand side by side. Tables sort by a click on a column's title; in charts, what is
+clicked on in the legend stands out.
 """
 
 import argparse
 import itertools
 import json
 import math
-import struct
 from collections import defaultdict
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import markupsafe
 import numpy as np
 import yaml
+from PIL import Image
 
 from stages.shared.stage import StageError, duration, outputs, run, size
 from tools import compare
 from tools.plots_page import vega_script
 from tools.results import RESULTS, WORKSPACE, Result, Revision, leaves, revisions
+from tools.show import interval, measured
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -36,6 +39,11 @@ FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
 PERCENT = {"format": ".0%"}
+CHOSEN = {
+    "name": "chosen",
+    "select": {"type": "point", "fields": ["variant"]},
+    "bind": "legend",
+}
 
 
 def main() -> None:
@@ -109,11 +117,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     page = environment.from_string(TEMPLATE.read_text()).render(
         title="CIFAR experiments",
         revisions=revs,
-        columns=[
-            {"title": title, "number": number}
-            for title, number in COLUMNS
-            if several or title != "revision"
-        ],
+        columns=columns(several),
         datasets=datasets,
         parameters=[
             {"label": name, "text": yaml.safe_dump(result.parameters, sort_keys=False)}
@@ -144,52 +148,51 @@ def script_json(values: Any) -> markupsafe.Markup:
     return markupsafe.Markup(json.dumps(values, allow_nan=False).replace("<", "\\u003c"))
 
 
-COLUMNS = [
-    ("variant", False),
-    ("revision", False),
-    ("accuracy", True),
-    ("95 % interval", False),
-    ("published", True),
-    ("loss", True),
-    ("calibration error", True),
-    ("parameters", True),
-    ("seeds", True),
-    ("training, per seed", True),
-    ("device", False),
-]
+class Column(NamedTuple):
+    """A column of the results table.
+
+    Attributes:
+        key: of a result's row: by what it sorts; where that is None, the cell is a dash.
+        text: what a cell shows of a row.
+        style: the cells' class in the page.
+    """
+
+    title: str
+    key: str
+    text: Callable[[dict[str, Any]], str]
+    style: str = "number"
+
+
+COLUMNS = (
+    Column("variant", "variant", lambda row: row["variant"], ""),
+    Column("revision", "revision", lambda row: row["revision"], ""),
+    Column("accuracy", "accuracy", measured),
+    Column("95 % interval", "accuracy_low", interval, ""),
+    Column("published", "published", lambda row: f"{row['published']:.2%}"),
+    Column("loss", "loss", lambda row: f"{row['loss']:.3f}"),
+    Column("calibration error", "calibration_error", lambda row: f"{row['calibration_error']:.3f}"),
+    Column("parameters", "parameters", lambda row: f"{row['parameters']:,}"),
+    Column("seeds", "seeds", lambda row: str(row["seeds"])),
+    Column("training, per seed", "train_seconds", lambda row: duration(row["train_seconds"])),
+    Column("device", "device", lambda row: row["device"], "wrap"),
+)
+
+
+def columns(several: bool) -> list[Column]:
+    """Those shown, of one revision or several."""
+    return [column for column in COLUMNS if several or column.key != "revision"]
 
 
 def cells(result: Result, several: bool) -> list[dict[str, str]]:
     """A line of the results table: what is read, and by what the column sorts."""
-    row = result.row
-
-    def cell(value: Any, text: str, style: str = "number") -> dict[str, str]:
-        known = value is not None
-        return {
-            "value": str(value) if known else "",
-            "text": text if known else "-",
-            "style": style,
-        }
-
-    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
-    accuracy, published = row["accuracy"], row["published"]
-    return [
-        cell(result.variant, result.variant, ""),
-        *([cell(result.revision.name, result.revision.name, "")] if several else []),
-        cell(accuracy, f"{accuracy or 0:.2%}{spread}"),
-        cell(
-            row["accuracy_low"],
-            f"{row['accuracy_low'] or 0:.2%} to {row['accuracy_high'] or 0:.2%}",
-            "",
-        ),
-        cell(published, f"{published or 0:.2%}"),
-        cell(row["loss"], f"{row['loss'] or 0:.3f}"),
-        cell(row["calibration_error"], f"{row['calibration_error'] or 0:.3f}"),
-        cell(row["parameters"], f"{row['parameters'] or 0:,}"),
-        cell(row["seeds"], str(row["seeds"])),
-        cell(row["train_seconds"], duration(row["train_seconds"] or 0)),
-        cell(row["device"], str(row["device"]), "wrap"),
-    ]
+    row, found = result.row, []
+    for column in columns(several):
+        value = row[column.key]
+        shown = {"value": "", "text": "-"}
+        if value is not None:
+            shown = {"value": str(value), "text": column.text(row)}
+        found.append(shown | {"style": column.style})
+    return found
 
 
 def comparisons(results: list[Result], several: bool) -> tuple[list[dict[str, Any]], str]:
@@ -242,7 +245,7 @@ def comparison_note(count: int, several: bool, alike: list[str], other: list[str
         "The interval is the wider one of both, not corrected."
     )
     if alike:
-        note += f" The same predictions: {', '.join(alike)}."
+        note += f" The same images right: {', '.join(alike)}."
     if other:
         note += f" Other test images, not compared: {', '.join(other)}."
     return note
@@ -273,16 +276,17 @@ def chart(values: list[dict[str, Any]], **spec: Any) -> dict[str, Any] | None:
     return base | spec
 
 
-def by_variant(several: bool, count: int) -> dict[str, Any]:
+def by_variant(several: bool, results: list[Result]) -> dict[str, Any]:
     """Colours by variant, dashes by revision; what is clicked on in the legend stands out."""
     legend = {"orient": "bottom", "columns": 4, "symbolLimit": 0, "labelLimit": 220}
+    few = len({result.variant for result in results}) <= 10
     encoding: dict[str, Any] = {
         "color": {
             "field": "variant",
             "type": "nominal",
             "title": None,
             "legend": legend,
-            "scale": {"scheme": "tableau10" if count <= 10 else "tableau20"},
+            "scale": {"scheme": "tableau10" if few else "tableau20"},
         },
         "opacity": {"condition": {"param": "chosen", "value": 1}, "value": 0.08},
     }
@@ -290,18 +294,6 @@ def by_variant(several: bool, count: int) -> dict[str, Any]:
         dashes = {"field": "revision", "type": "nominal", "title": "Revision", "legend": legend}
         encoding["strokeDash"] = dashes
     return encoding
-
-
-def chosen() -> dict[str, Any]:
-    return {
-        "name": "chosen",
-        "select": {"type": "point", "fields": ["variant"]},
-        "bind": "legend",
-    }
-
-
-def names(results: list[Result]) -> int:
-    return len({result.variant for result in results})
 
 
 def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
@@ -341,7 +333,7 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
         transform=[{"filter": "datum.measure === measure"}],
         layer=[
             {
-                "params": [chosen()],
+                "params": [CHOSEN],
                 "mark": {"type": "line", "point": few, "tooltip": True},
                 "encoding": {
                     "x": {
@@ -356,7 +348,7 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
                         "title": "Loss, or share of images",
                         "scale": {"zero": False},
                     },
-                    **by_variant(several, names(results)),
+                    **by_variant(several, results),
                 },
             }
         ],
@@ -383,7 +375,7 @@ def cost_chart(results: list[Result], several: bool, cost: str) -> dict[str, Any
         "axis": {"format": "~s", "tickCount": 5, "grid": False},
     }
     y = {"type": "quantitative", "scale": {"zero": False, "padding": 15}, "axis": PERCENT}
-    colours = by_variant(several, names(results))
+    colours = by_variant(several, results)
     colours.pop("strokeDash", None)
     layers: list[dict[str, Any]] = [
         {
@@ -396,7 +388,7 @@ def cost_chart(results: list[Result], several: bool, cost: str) -> dict[str, Any
             },
         },
         {
-            "params": [chosen()],
+            "params": [CHOSEN],
             "mark": {"type": "point", "filled": True, "size": 70, "tooltip": {"content": "data"}},
             "encoding": {
                 "x": x,
@@ -493,12 +485,12 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
                 },
             },
             {
-                "params": [chosen()],
+                "params": [CHOSEN],
                 "mark": {"type": "line", "point": True, "tooltip": {"content": "data"}},
                 "encoding": {
                     "x": share | {"field": "confidence", "title": CONFIDENCE},
                     "y": share | {"field": "accuracy", "title": "Share that is right"},
-                    **by_variant(several, names(results)),
+                    **by_variant(several, results),
                 },
             },
         ],
@@ -613,7 +605,7 @@ def galleries(
             file = Path("figures", state, dataset, f"{figure}.png")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)
-            width, height = struct.unpack(">II", data[16:24])  # where a PNG has them
+            width, height = Image.open(BytesIO(data)).size
             text = f"{readable(figure)}, {title}"
             images.append({"file": str(file), "text": text, "width": width, "height": height})
         if images:

@@ -73,17 +73,27 @@ def line(result: Result) -> tuple[str, ...]:
     row = result.row
     if row["accuracy"] is None:
         return (result.variant, "-", "not evaluated yet", *["-"] * (len(HEADER) - 3))
-    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
     return (
         result.variant,
-        f"{row['accuracy']:.2%}{spread}",
-        f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}",
+        measured(row),
+        interval(row),
         f"{row['loss']:.3f}",
         f"{row['parameters']:,}",
         str(row["seeds"]),
         "-" if row["train_seconds"] is None else f"{row['train_seconds']:,.0f}",
         row["device"] or "-",
     )
+
+
+def measured(row: dict[str, Any]) -> str:
+    """An accuracy with its standard deviation over seeds, if there are several."""
+    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
+    return f"{row['accuracy']:.2%}{spread}"
+
+
+def interval(row: dict[str, Any]) -> str:
+    """The 95 % interval of an accuracy."""
+    return f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
