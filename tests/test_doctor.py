@@ -443,6 +443,15 @@ def test_little_free_space_is_a_warning_and_none_an_error(
     assert f"{free_gb} GB" in text and "the workspace and DVC's cache" in text
 
 
+def test_a_cache_that_cannot_be_written_is_an_error(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    assert "cannot be written" in only(doctor.check_disk(workspace), "error")
+    assert asked == [(workspace, os.W_OK)]
+
+
 def test_a_cache_on_another_disk_is_measured_by_itself(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -325,6 +325,8 @@ def test_the_base_is_where_the_branch_left(project: Project, failures: Gate) -> 
         ("dvc.yaml", "stages: ["),
         ("dvc.lock", "<<<<<<< ours\n"),
         ("params.yaml", "variants: ["),
+        ("params.yaml", "datasets: {}\nrecipes: {}\nvariants:\n"),
+        ("params.yaml", "datasets: {a: {}}\nrecipes: {}\nvariants: {b: {model: lenet}}\n"),
         (str(METRICS), "{"),
     ],
 )

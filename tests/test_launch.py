@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from dvc.repo import Repo
 from rerunning import Project, opened
 
 from stages.shared.stage import StageError
@@ -245,6 +246,16 @@ def test_what_runs_in_clones_is_committed(repository: Path, name: str, shown: st
     with pytest.raises(StageError, match="nothing may be uncommitted") as caught:
         cluster.committed()
     assert str(caught.value).splitlines()[1:-1] == [shown]
+
+
+def test_a_lock_that_was_cut_short_in_a_nodes_clone_is_gits_again(repository: Path) -> None:
+    Repo.init().close()
+    lock = repository / "dvc.lock"
+    lock.write_text("schema: '2.0'\nstages:\n  a:\n    cmd: one\n")
+    subprocess.run(["git", "commit", "--quiet", "-am", "Lock"], check=True)
+    lock.write_text("schema: '2.0'\nstages: {a: {")
+    node.hand_over(repository, {"files": {}, "entries": {"b": {"cmd": "two"}}})
+    assert pipeline.locked(repository) == {"a": {"cmd": "one"}, "b": {"cmd": "two"}}
 
 
 def test_outside_of_a_repository_nothing_counts_as_committed(

@@ -1,9 +1,11 @@
 """The results table in the terminal."""
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,24 +106,56 @@ def test_a_variant_trained_since_its_evaluation_is_listed_as_not_evaluated(
     assert ("not evaluated yet" in printed(capsys, "toys")[4]) == (read == "b")
 
 
+def test_parameters_are_those_of_the_training(project: Path) -> None:
+    """And not those that params.yaml has by now."""
+    (result, _) = Revision().results(["toys"])
+    now = result.parameters
+    then = {
+        "variants.toys-done": {"dataset": "toys", "recipe": "then", "seeds": [8]},
+        "recipes.then": {"epochs": 99},
+    }
+    stages = {"train@toys-done": {"cmd": "train", "params": {"params.yaml": then}}}
+    (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
+    result, new = Revision().results(["toys"])
+    assert result.parameters == then["variants.toys-done"] | {"recipe": {"epochs": 99}} != now
+    assert new.parameters["seeds"] == now["seeds"]
+
+
 def test_a_damaged_lock_file_is_an_error_that_names_it(project: Path) -> None:
     (project / "dvc.lock").write_text("stages: {train@toys-done: {")
     with pytest.raises(StageError, match=r"^dvc\.lock must be a whole dvc\.lock .* `make doctor`"):
         show.main()
 
 
-def test_a_remote_that_fails_in_its_own_way_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("error", [RuntimeError("no way"), ConnectionRefusedError("no way")])
+def test_a_remote_that_fails_is_a_warning_and_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    class Remote:
-        def open(self, path: str, mode: str) -> None:
-            raise RuntimeError("no credentials")
+    class Files:
+        """Git has params.yaml, DVC's cache has a, and the remote would have b and c."""
 
-    revision = Revision("main", "abc")
-    monkeypatch.setattr(revision, "_files", Remote())
-    assert (revision.read(Path("a")), revision.read(Path("b"))) == (None, None)
+        def __init__(self, error: Exception) -> None:
+            self.error, self.asked = error, ""
+            self.repo = SimpleNamespace(cache=SimpleNamespace(local={"hash of a": True}))
+            self.repo.cache.local = SimpleNamespace(exists=lambda md5: md5 == "hash of a")
+
+        def info(self, path: str) -> dict[str, str]:
+            return {} if path == "params.yaml" else {"md5": f"hash of {path}"}
+
+        def open(self, path: str, mode: str) -> io.BytesIO:
+            if path in "bc":
+                self.asked += path
+                raise self.error
+            return io.BytesIO(path.encode())
+
+    revision, files = Revision("main", "abc"), Files(error)
+    monkeypatch.setattr(revision, "_files", files)
+    paths = ("params.yaml", "b", "c", "a", "params.yaml")
+    found = [revision.read(Path(path)) for path in paths]
+    assert found == [b"params.yaml", None, None, b"a", b"params.yaml"]
+    assert files.asked == "b"  # once is enough: each time may take half a minute
     said = capsys.readouterr().err
-    assert said.count("'main' is left out: RuntimeError: no credentials") == 1
+    assert said.count(f"'main' is left out: {type(error).__name__}: no way") == 1
 
 
 def test_without_a_record_time_and_device_are_dashes(

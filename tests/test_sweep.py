@@ -1,6 +1,8 @@
 """tools/launch.py --sweep and tools/apply.py: trials as experiments of DVC's, by real trainings."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -205,6 +207,8 @@ def test_values_that_params_refuses_together_leave_all_as_it_was(
     values = {"recipes.demo.validation.fraction": 0.0, "recipes.demo.selection.keep": "best"}
     with pytest.raises(StageError, match=r"^params\.yaml with these is not valid:\s.*need valid"):
         apply.put(values, {}, {"results/metrics.json": b"{}"})
+    with pytest.raises(StageError, match=r"no variant any more for evaluate@gone\.$"):
+        apply.put({}, {"evaluate@gone": {}, "plot@shapes": {}}, {"results/metrics.json": b"{}"})
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     assert params.PATH.read_bytes() == text
 
@@ -226,8 +230,35 @@ def test_an_experiment_may_add_and_remove_parameters(
     changed = apply.changed_values(Revision("before", "HEAD^"), Revision("after", "HEAD"))
     file.write_text("a: {name: sgd, momentum: 0.9}  # kept\nb: {old: {x: 1, y: [2]}}\nc: 1\n")
     node.change(file, changed)
+    node.change(file, changed)  # once more changes nothing
     assert yaml.safe_load(file.read_text()) == yaml.safe_load(text)
     assert "# kept" in file.read_text()
+
+
+def test_what_does_not_change_in_params_stays_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(params.PATH.read_bytes())
+    node.change(file, {"recipes.demo.epochs": 77})
+    assert file.read_text() == re.sub(
+        r"(\n  demo:.*\n    epochs:) \d+", r"\1 77", params.PATH.read_text(), count=1
+    )
+
+
+def test_results_of_other_code_are_not_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = Path("train.py")
+    code.write_text("1\n")
+    found = hashlib.md5(b"1\n").hexdigest()
+    entry = {"deps": [{"path": "train.py", "md5": found}, {"path": "data", "md5": "0.dir"}]}
+    apply.check_code("train@a", entry)
+    code.write_text("2\n")
+    with pytest.raises(StageError, match=r"train\.py is not that of train@a"):
+        apply.check_code("train@a", entry)
+    code.unlink()
+    with pytest.raises(StageError, match=r"train\.py is not that of train@a"):
+        apply.check_code("train@a", entry)
 
 
 def test_what_is_no_experiment_is_not_applied(

@@ -9,6 +9,7 @@ several of them drew them, are left for `dvc repro`.
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def main() -> None:
         del ran[name]
     for name, (revision, entry) in ran.items():
         small = small_files(revision, [out["path"] for out in entry["outs"]])
+        check_code(name, entry)
         check_cached(name, entry, small)
         files |= small
     put(values, {name: entry for name, (_, entry) in ran.items()}, files)
@@ -95,6 +97,23 @@ def small_files(revision: Revision, paths: list[str]) -> dict[str, bytes]:
     return {path: revision.read(Path(path)) or b"" for path in listed.split("\0") if path}
 
 
+def check_code(stage: str, entry: dict[str, Any]) -> None:
+    """Whether the code here is what a stage ran with; else `dvc repro` would run it again.
+
+    Raises:
+        StageError: if not.
+    """
+    for dep in entry["deps"]:
+        path = Path(dep["path"])
+        if path.suffix != ".py":
+            continue
+        if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != dep["md5"]:
+            raise StageError(
+                f"The code must be what the experiments ran with. {path} is not that of {stage}: "
+                "take it from there, `git checkout EXPERIMENT -- stages`, or `dvc exp apply`."
+            )
+
+
 def check_cached(stage: str, entry: dict[str, Any], small: dict[str, bytes]) -> None:
     """Whether DVC's cache has all that a stage wrote and git does not have.
 
@@ -130,7 +149,9 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
     try:
         partial.write_bytes(params.PATH.read_bytes())
         node.change(partial, values)
-        params.load(partial)
+        variants = params.load(partial).variants
+        if gone := [name for name in entries if variant_of(name) not in (None, *variants)]:
+            raise StageError(f"{partial} has no variant any more for {', '.join(gone)}.")
         os.replace(partial, params.PATH)
     except StageError as error:
         raise StageError(str(error).replace(str(partial), f"{params.PATH} with these")) from None
@@ -143,6 +164,11 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
     command = [sys.executable, "-m", "dvc", "checkout", "--force", *entries]
     if entries and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise StageError("`dvc checkout` must succeed. See what it says above.")
+
+
+def variant_of(stage: str) -> str | None:
+    family, _, key = stage.partition("@")
+    return key if family in ("train", "evaluate") else None
 
 
 if __name__ == "__main__":

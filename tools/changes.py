@@ -63,12 +63,19 @@ def measured(base: Revision, here: Revision) -> list[Measured]:
     Raises:
         StageError: if a metrics file is not what evaluate writes.
     """
-    before, after = (
-        {result.variant: metrics_of(result) for result in revision.results(revision.datasets([]))}
-        for revision in (base, here)
-    )
+    before, after = metrics(base), metrics(here)
     names = dict.fromkeys([*before, *after])
     return [Measured(name, before.get(name), after.get(name)) for name in names]
+
+
+def metrics(revision: Revision) -> dict[str, dict[str, Any]]:
+    """The metrics of each variant, empty of those that have none.
+
+    Raises:
+        StageError: if a metrics file is not what evaluate writes.
+    """
+    results = revision.results(revision.datasets([]))
+    return {result.variant: metrics_of(result) for result in results}
 
 
 def metrics_of(result: Result) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Local:
 
     def __init__(self, jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> None:
         shares = gpu_shares(visible_gpus(), gpus_per_job)
-        self.jobs = jobs or len(shares) or max(1, (os.cpu_count() or 1) // cpus_per_job)
+        self.jobs = jobs or len(shares) or max(1, usable_cores() // cpus_per_job)
         self._shares: SimpleQueue[str] = SimpleQueue()  # what is free, for CUDA_VISIBLE_DEVICES
         for share in shares:
             self._shares.put(share)
@@ -102,6 +102,12 @@ def connected(jobs: int | None, gpus_per_job: float, cpus_per_job: int) -> Itera
         yield local
     finally:
         local.end()
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: a batch system may have given it a few of many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
 
 
 def visible_gpus() -> list[str]:

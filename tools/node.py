@@ -68,10 +68,10 @@ def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
             its `inputs` (paths to pull), `files` (contents by path) and `small_outs` (paths).
 
     Returns:
-        As `run_here`; besides the `log`'s bytes, the stage's `entry` in dvc.lock, the contents of
-        the small outputs as `files`, and the `node`'s name.
+        As `run_here`; besides the `log`'s bytes, the stage's `entry` in dvc.lock, and the contents
+        of the small outputs as `files`.
     """
-    outcome: dict[str, Any] = {"code": 1, "ran": False, "node": os.uname().nodename}
+    outcome: dict[str, Any] = {"code": 1, "ran": False}
     find_python()
     remote = ["--remote", job["remote"]] if job["remote"] else []
     base = node_folder(job["url"])
@@ -254,24 +254,29 @@ def change(path: Path, values: dict[str, Any]) -> None:
         path: the file, of which all else stays as it is, comments too.
         values: `...` stands for one that is to go, and its section too if it was the last one.
     """
-    from dvc.utils.serialize import modify_yaml
+    from ruamel.yaml import YAML
 
-    with modify_yaml(str(path)) as tree:
-        for key in [key for key, value in values.items() if value is ...]:
-            remove(tree, key.split("."))
-        for key, value in values.items():
-            if value is ...:
-                continue
-            *sections, last = key.split(".")
-            found = tree
-            for section in sections:
-                found = found.setdefault(section, {})
-            found[last] = value
+    yaml = YAML()
+    yaml.width = sys.maxsize  # lines stay as long as they are
+    tree = yaml.load(path)
+    for key in [key for key, value in values.items() if value is ...]:
+        remove(tree, key.split("."))
+    for key, value in values.items():
+        if value is ...:
+            continue
+        *sections, last = key.split(".")
+        found = tree
+        for section in sections:
+            found = found.setdefault(section, {})
+        found[last] = value
+    yaml.dump(tree, path)
 
 
 def remove(tree: Any, key: list[str]) -> None:
-    """Removes a leaf, and with it the sections that held nothing else."""
+    """Removes a leaf, if it is there, and with it the sections that held nothing else."""
     first, *rest = key
+    if first not in tree:
+        return
     if rest:
         remove(tree[first], rest)
     if not rest or not tree[first]:
@@ -281,9 +286,15 @@ def remove(tree: Any, key: list[str]) -> None:
 def hand_over(folder: Path, job: dict[str, Any]) -> None:
     """Puts the caller's lock entries and small files into a clone: they may be newer than git's."""
     from dvc.repo import Repo
-    from dvc.utils.serialize import modify_yaml
+    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml, modify_yaml
 
     with Repo(folder, _wait_for_lock=True) as repo, repo.lock:
+        try:
+            load_yaml(str(folder / "dvc.lock"))
+        except FileNotFoundError:
+            pass
+        except YAMLFileCorruptedError:  # somebody's death cut it short; git's is whole
+            subprocess.run(["git", "checkout", "HEAD", "--", "dvc.lock"], cwd=folder, check=True)
         for path, content in job["files"].items():
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The README's tables of results, made from what git has: no data, no training.
 
-    make results                      # print them
-    python -m tools.readme --write    # put them into README.md
+make results                      # print them
+python -m tools.readme --write    # put them into README.md
 """
 
 import argparse

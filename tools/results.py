@@ -59,18 +59,26 @@ class Revision:
         """A file's bytes, or None where this revision or this machine does not have it."""
         from dvc.exceptions import DvcException
 
-        try:
-            if self.commit is None:
+        if self.commit is None:
+            try:
                 return path.read_bytes()
+            except OSError:
+                return None
+        try:
+            if self._warned and not self._is_here(path):
+                return None
             with self._files.open(path.as_posix(), "rb") as file:
                 return bytes(file.read())
-        except (OSError, DvcException):
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, DvcException):
             return None
-        except Exception as error:  # of a remote's own library, such as one about credentials
-            if self.commit is None:
-                raise
+        except Exception as error:  # a remote that cannot be reached, or that wants credentials
             self._warn(error)
             return None
+
+    def _is_here(self, path: Path) -> bool:
+        """Whether git or DVC's cache has a file."""
+        md5 = self._files.info(path.as_posix()).get("md5")
+        return md5 is None or self._files.repo.cache.local.exists(md5)
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -104,10 +112,20 @@ class Revision:
         if self.commit is None:
             return params.load().model_dump()
         data = self.read(params.PATH)
-        values = params.parse(data, f"{self.name}'s {params.PATH}") if data is not None else None
-        if not isinstance(values, dict):
+        values: Any = params.parse(data or b"", f"{self.name}'s {params.PATH}")
+        if not is_params(values):
             raise StageError(f"'{self.name}' has no params.yaml that can be read.")
         return values
+
+    @cached_property
+    def locked(self) -> dict[str, Any]:
+        """The entries of dvc.lock by stage.
+
+        Raises:
+            StageError: if it is damaged.
+        """
+        name = str(LOCK) if self.commit is None else f"{self.name}'s {LOCK}"
+        return parse_lock(self.read(LOCK) or b"", name)
 
     @cached_property
     def trained_since(self) -> set[str]:
@@ -118,15 +136,13 @@ class Revision:
         Raises:
             StageError: if dvc.lock is damaged.
         """
-        name = str(LOCK) if self.commit is None else f"{self.name}'s {LOCK}"
-        stages = parse_lock(self.read(LOCK) or b"", name)
         found = set()
-        for name, entry in stages.items():
+        for name, entry in self.locked.items():
             stage, _, variant = name.partition("@")
-            if stage != "train" or f"evaluate@{variant}" not in stages:
+            if stage != "train" or f"evaluate@{variant}" not in self.locked:
                 continue
             written = {out["path"]: out.get("md5") for out in entry.get("outs", [])}
-            read = stages[f"evaluate@{variant}"].get("deps", [])
+            read = self.locked[f"evaluate@{variant}"].get("deps", [])
             if any(written.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read):
                 found.add(variant)
         return found
@@ -240,10 +256,18 @@ class Result:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The variant's parameters, with those of its recipe in place of the recipe's name."""
+        """The variant's parameters, with those of its recipe in place of the recipe's name.
+
+        Those that it was trained with, by dvc.lock; before its first training those of params.yaml.
+        """
         known = self.revision.parameters
-        variant = known["variants"][self.variant]
-        return variant | {"recipe": known["recipes"].get(variant["recipe"], variant["recipe"])}
+        variant, recipes = known["variants"][self.variant], known["recipes"]
+        entry = self.revision.locked.get(f"train@{self.variant}", {})
+        trained = entry.get("params", {}).get(str(params.PATH), {})
+        if (key := f"variants.{self.variant}") in trained:
+            variant = trained[key]
+            recipes = {variant["recipe"]: trained.get(f"recipes.{variant['recipe']}")}
+        return variant | {"recipe": recipes.get(variant["recipe"], variant["recipe"])}
 
     @property
     def published(self) -> float | None:
@@ -306,8 +330,23 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
+def is_params(values: Any) -> bool:
+    """Whether a params.yaml has what is looked up here; another revision's schema may differ."""
+    if not isinstance(values, dict):
+        return False
+    sections = {name: values.get(name) for name in ("datasets", "recipes", "variants")}
+    if not all(isinstance(section, dict) for section in sections.values()):
+        return False
+    return all(
+        isinstance(variant, dict)
+        and variant.get("dataset") in values["datasets"]
+        and variant.get("recipe") in values["recipes"]
+        for variant in values["variants"].values()
+    )
+
+
 def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]:
-    """The revisions of these names; the workspace first, or alone if no other is asked for.
+    """The revisions of these names; the workspace if no name is given.
 
     Args:
         names: commits, branches, tags, experiments, or `workspace`.
@@ -327,11 +366,11 @@ def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]
         for name in names or [WORKSPACE]:
             try:
                 commit = None if name == WORKSPACE else resolve_rev(repo.scm, name)
-            except RevError:
+            except RevError as error:
                 raise StageError(
                     "A revision must be a commit, a branch, a tag, an experiment or "
-                    f"'{WORKSPACE}'. Received: '{name}'. `dvc exp list --all-commits` names the "
-                    "experiments."
+                    f"'{WORKSPACE}'. Received: '{name}' ({error}). `dvc exp list --all-commits` "
+                    "names the experiments and their commits."
                 ) from None
             found[name] = Revision(name, commit)
         if experiments:
