@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,40 @@ from stages.shared.dataset import Split
 
 ROOT = Path(__file__).resolve().parents[1]
 
+GIT_SETTINGS = """[user]
+    name = Tester
+    email = tester@example.org
+[safe]
+    directory = *
+"""
+DVC_SETTINGS = """[core]
+    analytics = false
+    check_update = false
+"""
+
+
+def forget_who_runs_this(folder: Path) -> None:
+    """Tests see no settings of git, DVC or Keras, no proxy, no GPU and no language but these."""
+    (folder / "git").write_text(GIT_SETTINGS)
+    (folder / "config").write_text(DVC_SETTINGS)
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name in ("KERAS_BACKEND", "VERBOSE"):
+            del os.environ[name]
+    os.environ |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "GIT_CONFIG_GLOBAL": str(folder / "git"),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(folder),
+        "DVC_SYSTEM_CONFIG_DIR": str(folder / "none"),
+        "DVC_SITE_CACHE_DIR": str(folder / "site"),
+        "KERAS_HOME": str(folder / "keras"),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+SETTINGS = tempfile.TemporaryDirectory(prefix="cifar-tests-")  # of each test process
+forget_who_runs_this(Path(SETTINGS.name))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A shell's background job ignores Ctrl-C, and so would all that it starts; some tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -203,6 +203,9 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch() -> None:
     other = epoch_plan(300, seed=5, epoch=1, flip="alternating")
     np.testing.assert_array_equal(other[0], order)
     assert (other[1] == draws).sum() >= 300 * (len(DRAWS) - 1)
+    order, draws = epoch_plan(300, seed=6, epoch=0, flip="alternating")
+    by_image[order] = draws[:, DRAWS.index("flip")]
+    assert ((by_image >= 0.5) != flips[0]).any()
 
 
 def test_resized_images_are_averages_of_what_they_cover(random: np.random.Generator) -> None:
@@ -217,6 +220,15 @@ def test_resized_images_are_averages_of_what_they_cover(random: np.random.Genera
     ramp = np.broadcast_to(np.arange(0, 256, 8, np.uint8)[:, None], (1, 32, 32))[..., None]
     inner = resized(ramp, 16)[0, 1:-1, :, 0]
     np.testing.assert_array_equal(inner[:, 0], np.arange(4, 256, 16)[1:-1])
+
+
+def test_images_are_resized_in_parts(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = random.integers(0, 256, (5, 32, 32, 3), np.uint8)
+    at_once = resized(images, 20)
+    monkeypatch.setattr("stages.training.augmentation.RESIZED_AT_ONCE", 2)
+    np.testing.assert_array_equal(resized(images, 20), at_once)
 
 
 @pytest.mark.parametrize(("scale", "padding"), [(1.0, 2), (0.75, 2), (0.5, 1), (0.2, 0)])

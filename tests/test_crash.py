@@ -194,12 +194,13 @@ def broken_off_after_an_epoch(workspace: Path, stage: str) -> str:
 
 def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
     stage = f"train@{VARIANT}"
-    process = start(workspace, stage, FORCE)
     owner = workspace / "checkpoints" / VARIANT / "owner"
     owner.unlink(missing_ok=True)
+    process = start(workspace, stage, FORCE)
     wait_for(owner.exists, process)
     first = trainer_of(psutil.Process(process.pid))
     assert first is not None
+    first.suspend()  # it holds the lock for as long as the second takes to ask for it
     command = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"][stage]["cmd"]
     second = subprocess.run(
         command.split(), cwd=workspace, env=os.environ | {"PATH": PATH},
@@ -207,6 +208,7 @@ def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
     )  # fmt: skip
     assert second.returncode == 1, (second.stdout, process.communicate()[0])
     assert f"is held by process {first.pid} on" in second.stderr
+    first.resume()
     break_off(process, "kill the stage")
     git(workspace, "checkout", "--", "results", "dvc.lock")
     subprocess.run(["dvc", "checkout", "--force", stage], cwd=workspace, check=True)

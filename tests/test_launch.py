@@ -301,14 +301,13 @@ def test_trainings_take_turns_on_a_gpu_and_other_stages_do_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    together, most, lock = set[str](), list[int](), threading.Lock()
+    together, lock = set[str](), threading.Lock()
 
     def work(job: dict[str, Any]) -> dict[str, Any]:
         device = job.get("environment", {}).get("CUDA_VISIBLE_DEVICES", "none")
         with lock:
             assert device == "none" or device not in together
             together.add(device)
-            most.append(len(together))
         time.sleep(0.02)
         with lock:
             together.discard(device)
@@ -320,7 +319,6 @@ def test_trainings_take_turns_on_a_gpu_and_other_stages_do_not_wait(
         jobs = [connection.run_here({"stage": name}) for name in names]
         devices = [connection.outcome(job)["device"] for job in jobs]
     assert set(devices[:-1]) == {"0", "1"} and devices[-1] == "none"
-    assert max(most) <= 3
 
 
 def test_an_end_also_ends_what_was_waiting_for_a_gpu(

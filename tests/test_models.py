@@ -67,6 +67,30 @@ LAYERS: dict[str, tuple[dict[str, Any], list[float], list[str], list[float]]] = 
 }
 
 
+KINDS = {
+    "C": "Conv2D",
+    "A": "Activation",
+    "B": "BatchNormalization",
+    "M": "MaxPooling2D",
+    "D": "Dropout",
+    "F": "Flatten",
+    "L": "Dense",
+    "+": "Add",
+    "a": "GlobalAveragePooling2D",
+    "m": "GlobalMaxPooling2D",
+}
+ORDERS = {  # as the sources have them
+    "simple": "CDCM FLDL",
+    "deep": "CDCM CDCM CDCM FDLDLDL",
+    "shallow": "CMD CMD CMD FL",
+    "convnet": "CM CM CM FLLL",
+    "lenet": "CM CM C FLL",
+    "deep_bn": "CABCABMD CABCABMD CABCABMD FL",
+    "resnet": "CBA CBACB+A CBACB+A CBACB+A aL",
+    "air": "CA CMBACBA CMBACBA CMBACBA mL",
+}
+
+
 @functools.cache
 def network(model: str, config: str, classes: int) -> keras.Model:
     """Built once, with the same weights each time, for tests that only look. `config` is JSON."""
@@ -185,6 +209,24 @@ def test_a_models_layers_are_what_its_source_or_its_config_says(model: str) -> N
     activations = [each.__name__ for each in named if each.__name__ != "linear"]
     regularizers = [getattr(layer, "kernel_regularizer", None) for layer in core.layers]
     assert [dropped, activations, [each.l2 for each in regularizers if each]] == expected
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_models_layers_come_in_the_order_of_its_source(model: str) -> None:
+    core = network(model, json.dumps(LAYERS[model][0]), 10)
+    names = [type(layer).__name__.removeprefix("Fused") for layer in core.layers]
+    expected = [KINDS[letter] for letter in ORDERS[model].replace(" ", "")]
+    assert [name for name in names if name != "InputLayer"] == expected
+
+
+def test_what_a_source_sets_and_keras_would_set_otherwise() -> None:
+    kernels = layers_of(network("resnet", json.dumps(LAYERS["resnet"][0]), 10), layers.Conv2D)
+    assert {type(each.kernel_initializer).__name__ for each in kernels} == {"HeNormal"}
+    air = network("air", json.dumps(AIR), 10)
+    norms = layers_of(air, layers.BatchNormalization)
+    assert {(each.momentum, each.epsilon, each.scale) for each in norms} == {(0.6, 1e-5, False)}
+    head = air.get_layer("head").kernel_initializer
+    assert head.stddev == 1 / AIR["widths"][-1]
 
 
 def test_a_resnet_whose_branches_give_nothing_passes_its_first_channels_on(

@@ -208,7 +208,7 @@ MUON = {
     "momentum": 0.5,
     "head_learning_rate": 0.25,
     "bias_learning_rate": 1.0,
-    "sgd_momentum": 0.5,
+    "sgd_momentum": 0.75,
     "weight_decay": 0.125,
 }
 
@@ -219,23 +219,27 @@ def test_muon_treats_vectors_and_matrices_as_sgd_does_each_at_its_own_rate() -> 
     optimizer.build([head, bias])
     optimizer.apply([keras.ops.ones((1, 2)), keras.ops.ones(2)])
     # decay 1/8 of the value; then the rate times 1 + momentum * 1
-    np.testing.assert_allclose(head, [[0.875 - 0.375, 1.75 - 0.375]])
-    np.testing.assert_allclose(bias, [0.875 - 1.5, 1.75 - 1.5])
+    np.testing.assert_allclose(head, [[0.875 - 0.4375, 1.75 - 0.4375]])
+    np.testing.assert_allclose(bias, [0.875 - 1.75, 1.75 - 1.75])
     optimizer.apply([keras.ops.zeros((1, 2)), keras.ops.zeros(2)])
-    # half of the rates, as the table says; the velocity is .5, and half of that is ahead
-    np.testing.assert_allclose(head, [[0.5 * 0.9375 - 0.03125, 1.375 * 0.9375 - 0.03125]])
-    np.testing.assert_allclose(bias, [-0.625 * 0.9375 - 0.125, 0.25 * 0.9375 - 0.125])
+    # half of the rates, as the table says; the velocity is .75, and 3/4 of that is ahead
+    np.testing.assert_allclose(head, [[0.4375 * 0.9375 - 0.0703125, 1.3125 * 0.9375 - 0.0703125]])
+    np.testing.assert_allclose(bias, [-0.875 * 0.9375 - 0.28125, -0.28125])
 
 
 def test_muon_keeps_a_kernels_norm_and_moves_it_by_the_orthogonalized_momentum(
     random: np.random.Generator,
 ) -> None:
-    start = random.standard_normal((3, 3, 2, 4), np.float32)
-    gradient = random.standard_normal((3, 3, 2, 4), np.float32)
-    kernel = keras.Variable(start)
-    optimizer = make_optimizer(MUON, np.array([0.5], np.float32))
+    expected = random.standard_normal((3, 3, 2, 4), np.float32)
+    kernel = keras.Variable(expected)
+    optimizer = make_optimizer(MUON, np.array([0.5, 0.25], np.float32))
     optimizer.build([kernel])
-    optimizer.apply([keras.ops.convert_to_tensor(gradient)])
-    scaled = start * 2 / np.linalg.norm(start)  # 2 is the root of 4 channels
-    expected = scaled - 0.5 * np.asarray(orthogonalized(gradient))
-    np.testing.assert_allclose(kernel, expected, rtol=1e-3, atol=1e-4)
+    velocity = np.zeros_like(expected)
+    for rate in (0.5, 0.25):
+        gradient = random.standard_normal((3, 3, 2, 4), np.float32)
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)])
+        velocity = 0.5 * velocity + gradient
+        scaled = expected * 2 / np.linalg.norm(expected)  # 2 is the root of 4 channels
+        update = np.asarray(orthogonalized(gradient + 0.5 * velocity))
+        expected = scaled - rate * update
+        np.testing.assert_allclose(kernel, expected, rtol=1e-3, atol=1e-4)

@@ -107,6 +107,43 @@ def test_the_command_draws_every_figure_of_the_lineup_and_no_stray_ones(
     assert by_variant == {"toys-big": "0.75", "toys-small": ""}  # it holds out no images
 
 
+def test_each_learning_curve_is_under_its_title() -> None:
+    row = {"loss": "1", "accuracy": "0.2", "val_loss": "3", "val_accuracy": "0.4"}
+    figure = plot.plot_learning_curves("toys", [results([{"epoch": "1"} | row])])
+    found = {axis.get_title(): [line.get_ydata()[0] for line in axis.lines] for axis in figure.axes}
+    plt.close(figure)
+    assert found == {
+        "Training loss": [1],
+        "Training accuracy": [0.2],
+        "Validation loss": [3],
+        "Validation accuracy": [0.4],
+    }
+
+
+def test_of_many_classes_the_surest_mistakes_are_shown_and_what_they_are() -> None:
+    confidence = np.float32([0.3, 0.9, 0.6, *[0.1] * 40])
+    images = np.zeros((43, 32, 32, 3), np.uint8)
+    true, predicted = np.arange(43) % 40, np.arange(1, 44) % 40
+    variant = results([], classes=[f"class_{number}" for number in range(40)], seeds={"1": {}})
+    examples = {
+        "mistakes_images": images,
+        "mistakes_true": true,
+        "mistakes_predicted": predicted,
+        "mistakes_confidence": confidence,
+    }
+    metrics = {"accuracy": 0.5}
+    shown = dataclasses.replace(variant, examples=examples, metrics=metrics)
+    figure = plot.plot_mistakes(shown)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    plt.close(figure)
+    assert len(titles) == 36
+    assert titles[:3] == [
+        "class 2 90%\nis class 1",
+        "class 3 60%\nis class 2",
+        "class 1 30%\nis class 0",
+    ]
+
+
 def test_the_same_inputs_give_the_same_bytes(project: Path) -> None:
     (project / "lineup.json").write_text(json.dumps(VARIANTS[:1]))
     runs = []

@@ -207,8 +207,18 @@ ONE_OF_EACH += ["datasets/shapes", "shared/dataset", "shared/params", "models/le
 
 
 @pytest.mark.parametrize("file", FILES + OTHERS)
-def test_a_changed_file_reruns_what_imports_it(smaller: Project, file: str) -> None:
-    path = smaller.folder / file
+def test_a_changed_file_makes_what_imports_it_stale(smaller: Project, file: str) -> None:
+    path, before = smaller.folder / file, smaller.stages()
+    whole = path.read_text()
+    path.write_text(whole + "CHANGED = 1\n")
+    expected, _ = must_rerun(before, smaller.stages())
+    assert smaller.status() == expected
+    path.write_text(whole)
+
+
+@pytest.mark.parametrize("file", ONE_OF_EACH)
+def test_a_changed_file_reruns_what_follows_from_it(smaller: Project, file: str) -> None:
+    path = smaller.folder / "stages" / f"{file}.py"
     check(smaller, lambda: path.write_text(path.read_text() + "CHANGED = 1\n"))
 
 

@@ -104,6 +104,15 @@ def test_a_variant_trained_since_its_evaluation_is_listed_as_not_evaluated(
     }
     (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
     assert ("not evaluated yet" in printed(capsys, "toys")[4]) == (read == "b")
+    result, _ = Revision().results(["toys"])
+    predictions = result.path("predictions", ".csv")
+    predictions.parent.mkdir(parents=True)
+    predictions.write_text("seed,index,true,predicted\n1,0,cat,cat\n")
+    if read == "b":
+        assert result.predictions is None
+    else:  # they are looked at, and are none of the run that the metrics tell of
+        with pytest.raises(StageError, match="must be of the run"):
+            _ = result.predictions
 
 
 def test_parameters_are_those_of_the_training(project: Path) -> None:

@@ -286,10 +286,11 @@ def project(clone: Path) -> Path:
 
 
 def run(folder: Path, module: str, *arguments: str, code: int = 0) -> str:
+    """Runs a module; returns what it prints, or says when it fails as it must."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+    return done.stderr if code else done.stdout
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -309,12 +310,13 @@ def test_trials_become_experiments_that_are_applied_together(project: Path) -> N
     rates = {f"shapes-lenet_learning_rate-{rate}_seeds-2" for rate in (0.001, 0.01)}
     assert names == rates | {"shapes-deep-bn_seeds--4-"}
 
-    run(project, "tools.apply", *rates, code=1)  # both set the rate
+    said = run(project, "tools.apply", *rates, code=1)
+    assert "learning_rate" in said and "set differently" in said
     assert git(project, "status", "--porcelain") == ""
     applied = ["shapes-lenet_learning_rate-0.01_seeds-2", "shapes-deep-bn_seeds--4-"]
     cache = project / ".dvc" / "cache" / "files"
     cache.rename(cache.with_name("elsewhere"))
-    run(project, "tools.apply", *applied, code=1)  # DVC has no outputs
+    assert "is not there: `dvc exp pull` it" in run(project, "tools.apply", *applied, code=1)
     assert git(project, "status", "--porcelain") == ""
     cache.with_name("elsewhere").rename(cache)
     run(project, "tools.apply", *applied)

@@ -276,7 +276,7 @@ def test_without_validation_there_are_no_validation_columns(
     ],
     ids=lambda schedule: schedule["name"],
 )
-def test_the_learning_rate_of_a_row_is_one_that_its_epoch_used(
+def test_the_learning_rate_of_a_row_is_the_last_of_its_epoch(
     toy_split: Split, tmp_path: Path, schedule: dict[str, Any]
 ) -> None:
     values = recipe() | {"schedule": schedule}
@@ -284,7 +284,7 @@ def test_the_learning_rate_of_a_row_is_one_that_its_epoch_used(
     used = learning_rates(values, steps_per_epoch=3).reshape(3, 3)
     assert len(rows) == 3
     for row, rates in zip(rows, used, strict=True):
-        assert 0.999999 * rates.min() <= row["learning_rate"] <= 1.000001 * rates.max()
+        assert row["learning_rate"] == pytest.approx(rates[-1], rel=1e-6)
 
 
 def test_each_image_is_trained_on_in_the_order_and_with_the_draws_of_the_plan(
@@ -416,6 +416,9 @@ def test_what_dropout_drops_depends_on_the_epoch_alone_and_not_on_what_was_befor
     np.testing.assert_array_equal(outputs[0], outputs[2])
     assert (outputs[0][0] != outputs[1][0]).any()
     assert (outputs[0][0] != outputs[0][1]).any()
+    training.seed += 1
+    training._seed_dropout(4)
+    assert (np.asarray(training.core(images, training=True)) != outputs[0][0]).any()
 
 
 def bar() -> dict[str, Any]:
@@ -728,6 +731,45 @@ def test_the_command_resumes_writes_its_outputs_and_removes_its_checkpoints(
     with np.load(project / "examples.npz") as file:
         assert file["augmented"].shape == (16, 32, 32, 3)
         assert file["augmented"].dtype == np.uint8
+
+
+def test_a_checkpoint_is_of_everything_that_the_result_depends_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: Path, fingerprint: str) -> None:
+        asked.append(fingerprint)
+        raise KeyboardInterrupt
+
+    def changes(path: Path, old: bytes, new: bytes) -> None:
+        whole = path.read_bytes()
+        assert whole.count(old) >= 1
+        path.write_bytes(whole.replace(old, new))
+        runs()
+        path.write_bytes(whole)
+
+    def runs() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            stage.main()
+
+    asked: list[str] = []
+    monkeypatch.setattr(checkpoint, "discard_others", stop)
+    code = project / "lenet.py"
+    code.write_text("1")
+    monkeypatch.setattr(checkpoint, "loaded_code", {"lenet": [code]}.__getitem__)
+    changes(project / "params.yaml", b"batch_size: 27", b"batch_size: 28")
+    changes(project / "params.yaml", b"- 2\n", b"- 3\n")  # a seed
+    changes(project / "stats.json", b"{", b"{ ")
+    changes(code, b"1", b"2")
+    images = (project / "train/images.npy").read_bytes()
+    changes(project / "train/images.npy", images[-9:], images[:-10:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "environment", lambda _: {"device": "another"})
+        runs()
+    assert len(set(asked)) == 6
+    for _ in range(2):
+        runs()
+    assert asked[-1] == asked[-2]
+    assert len(set(asked)) == 7
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
