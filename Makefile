@@ -58,7 +58,7 @@ realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archi
 report: $(STAMP)  ## the results as a folder of HTML that opens offline: report/index.html
 	@python -m tools.report
 
-results: $(STAMP)  ## the table of results on real data, from what git has
+results: $(STAMP)  ## the tables of results on real data, from what git has
 	@python -m tools.readme
 
 export: $(STAMP)  ## every trained variant as SavedModel and ONNX, checked, in exports/

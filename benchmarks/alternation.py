@@ -1,4 +1,4 @@
-"""What benchmarks share: runs in alternation, a table of medians and ratios, the JSON beside it.
+"""What benchmarks share: runs in alternation, medians and ratios, tables with the JSON beside.
 
 A machine's speed varies from minute to minute, so ways are compared by the ratios of neighbouring
 runs and never by figures of different days.
@@ -7,13 +7,14 @@ runs and never by figures of different days.
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.shared.dataset import Split
+from tools.show import table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -47,13 +48,34 @@ def compare(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, A
 
 
 def report(name: str, result: dict[str, Any]) -> None:
-    """Prints the result and writes it to results/<name>.json, with the machine it is from."""
+    """Prints the result as tables and writes results/<name>.json, with the machine it is from."""
     from stages.training.record import describe_device, versions
 
     result = {"device": describe_device(), "versions": versions(), **result}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{name}\n{json.dumps(result, indent=1)}")
+    print("\n\n".join(tables(result, name)))
+
+
+def tables(values: dict[str, Any], title: str) -> Iterator[str]:
+    """Nested values as tables for the terminal: rows of the same keys are one."""
+    branches = {key: value for key, value in values.items() if isinstance(value, dict)}
+    facts = [(key, shown(value)) for key, value in values.items() if key not in branches]
+    if facts:
+        yield table([(title, ""), *facts])
+        title = ""
+    nested = any(isinstance(each, dict) for row in branches.values() for each in row.values())
+    if len(branches) > 1 and not nested:
+        columns = list(dict.fromkeys(key for row in branches.values() for key in row))
+        rows = [(key, *(shown(row.get(c, "-")) for c in columns)) for key, row in branches.items()]
+        yield table([(title, *columns), *rows])
+        return
+    for key, value in branches.items():
+        yield from tables(value, f"{title}, {key}".removeprefix(", "))
+
+
+def shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def random_split(images: int, classes: int = 10) -> Split:

@@ -18,6 +18,7 @@ from benchmarks.alternation import random_split, report
 from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
+from stages.shared.stage import run
 
 FOLDER = Path("checkpoints/benchmark")
 
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

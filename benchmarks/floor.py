@@ -9,6 +9,7 @@ of the committed run records, if they are from such a device.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 from benchmarks.alternation import report
 from stages.shared import params
 from stages.shared.backend import import_keras
+from stages.shared.stage import run
 from stages.training.record import describe_device
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
+CIFAR_IMAGES = 50_000
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
     for key, variant in config.variants.items():
         recipe = config.recipes[variant.recipe].model_dump()
         dataset = config.datasets[variant.dataset]
-        images = TRAINING_IMAGES.get(variant.dataset) or getattr(dataset, "train_images", 0)
+        images = getattr(dataset, "train_images", CIFAR_IMAGES)
         images = round(images * (1 - recipe["validation"]["fraction"]))
         total = operations(variant.model_dump(), recipe, getattr(dataset, "classes", 10), images)
         dtype = "bfloat16" if "bfloat16" in recipe["precision"] else "float32"
@@ -70,13 +72,7 @@ def forward_operations(core: Any) -> float:
         kernel = getattr(layer, "kernel", None)
         if kernel is None:
             continue
-        places = 1
-        for size in layer.output.shape[1:-1]:
-            places *= size
-        weights = 1
-        for size in kernel.shape:
-            weights *= size
-        total += 2 * places * weights
+        total += 2 * math.prod(layer.output.shape[1:-1]) * math.prod(kernel.shape)
     return total
 
 
@@ -109,10 +105,10 @@ def peak(dtype: str) -> dict[str, float]:
     }
 
 
-def rate(run: Callable[[], Any], operations: float) -> float:
+def rate(kernel: Callable[[], Any], operations: float) -> float:
     import tensorflow as tf
 
-    compiled = tf.function(run)
+    compiled = tf.function(kernel)
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
@@ -122,4 +118,4 @@ def rate(run: Callable[[], Any], operations: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

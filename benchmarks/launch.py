@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.alternation import report
-from benchmarks.overhead import DVC, timed
+from benchmarks.overhead import DVC, stand_in, timed
+from stages.shared.stage import run
 
 SLOTS, REAL_SLOTS = 4, 2
 TARGETS = [f"evaluate@shapes-{name}" for name in ("lenet", "simple", "convnet", "deep-bn")]
@@ -54,7 +55,9 @@ def main() -> None:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", Path.cwd(), clone], check=True)
         if not args.real:
-            stand_in(Path(folder) / "bin", args.seconds)
+            programs = stand_in(Path(folder) / "bin", STANDIN)
+            os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+            os.environ["STANDIN_SECONDS"] = str(args.seconds)
         subprocess.run(ways["serial"], check=True, cwd=clone, capture_output=True)
         for number in range(args.rounds):
             for way, command in ways.items():
@@ -73,16 +76,6 @@ def main() -> None:
     )
 
 
-def stand_in(folder: Path, seconds: float) -> None:
-    """Puts something that sleeps and writes where stages look for Python."""
-    folder.mkdir()
-    program = folder / "python"
-    program.write_text(f"#!{sys.executable} -IS\n{STANDIN}")
-    program.chmod(0o755)
-    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    os.environ["STANDIN_SECONDS"] = str(seconds)
-
-
 def make_outdated(path: Path, digits: str) -> None:
     """Changes the last digits of the demo recipes' learning rates: all their variants are stale."""
     text = path.read_text()
@@ -92,4 +85,4 @@ def make_outdated(path: Path, digits: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

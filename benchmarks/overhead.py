@@ -20,13 +20,13 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from benchmarks.alternation import report
+from stages.shared import params
+from stages.shared.stage import run
 
 STAGES = ("download", "stats", "lineup", "train", "evaluate", "plot")
-OUTPUTS = {"--train", "--test", "--stats", "--out", "--metrics", "--details", "--predictions"}
-OUTPUTS |= {"--examples", "--figures", "--all-curves"}
 DVC = [sys.executable, "-m", "dvc"]
 STANDIN = """
-import pathlib, sys
+import os, pathlib, sys
 folders = {"--train", "--test", "--weights", "--figures", "--out"}
 files = {"--stats", "--curves", "--record", "--examples", "--metrics", "--details"}
 files |= {"--predictions", "--all-curves"}
@@ -34,7 +34,7 @@ for flag, value in zip(sys.argv, sys.argv[1:]):
     path = pathlib.Path(value)
     if flag in folders:
         path.mkdir(parents=True, exist_ok=True)
-        for name in ("cifar10", "cifar100", "shapes"):
+        for name in os.environ["STANDIN_DATASETS"].split():
             (path / f"{name}.json").write_text(value)
     elif flag in files and not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def main() -> None:
         no_op = "no-op dvc repro with all variants"
         seconds[no_op] = [timed([*DVC, "repro"], clone) for _ in range(args.rounds)]
         for name in names:
-            command = elsewhere(stage_command(name), name.split("@")[0], Path(folder))
+            command = elsewhere(name, Path(folder))
             seconds[name] = [timed(command) for _ in range(args.rounds)]
     medians = {name: round(statistics.median(each), 3) for name, each in seconds.items()}
     report("overhead", {"rounds": args.rounds, "median_seconds": medians})
@@ -78,40 +78,37 @@ def timed(command: list[str], folder: Path | None = None) -> float:
 def all_up_to_date(folder: Path) -> Path:
     """A clone of this workspace's last commit with some file for every output."""
     subprocess.run(["git", "clone", "--quiet", Path.cwd(), folder], check=True)
-    standin = folder.parent / "bin" / "python"
-    standin.parent.mkdir()
-    standin.write_text(f"#!{sys.executable} -IS\n{STANDIN}")
-    standin.chmod(0o755)
-    path = f"{standin.parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(
-        [*DVC, "repro"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        env=os.environ | {"PATH": path},
-    )
+    environment = os.environ | {
+        "PATH": f"{stand_in(folder.parent / 'bin', STANDIN)}{os.pathsep}{os.environ['PATH']}",
+        "STANDIN_DATASETS": " ".join(params.load().datasets),
+    }
+    subprocess.run([*DVC, "repro"], check=True, capture_output=True, cwd=folder, env=environment)
     return folder
 
 
-def stage_command(name: str) -> list[str]:
-    """A stage's command, as DVC would run it."""
+def stand_in(folder: Path, program: str) -> Path:
+    """Makes a folder with a `python` that runs this program, whatever it is asked to run."""
+    folder.mkdir()
+    (folder / "program.py").write_text(program)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{folder}/program.py" "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def elsewhere(name: str, folder: Path) -> list[str]:
+    """A stage's command as DVC would run it, but with its outputs in another folder."""
     with Repo() as repository:
-        command = repository.stage.load_one(name=name).cmd
-    assert isinstance(command, str)
-    return [sys.executable, *shlex.split(command)[1:]]
-
-
-def elsewhere(command: list[str], stage: str, folder: Path) -> list[str]:
-    """The command with its outputs in another folder."""
-    inputs = {"plot": {"--metrics", "--details", "--examples"}}.get(stage, set())
-    for position, word in enumerate(command):
-        is_output = word in OUTPUTS - inputs
-        if is_output:
-            place = folder / stage / command[position + 1]
+        stage = repository.stage.load_one(name=name)
+        outs = {os.path.relpath(out.fs_path) for out in stage.outs}
+        words = shlex.split(str(stage.cmd))[1:]
+    for position, word in enumerate(words):
+        if word in outs:
+            place = folder / name.split("@")[0] / word
             place.parent.mkdir(parents=True, exist_ok=True)
-            command[position + 1] = str(place)
-    return command
+            words[position] = str(place)
+    return [sys.executable, *words]
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

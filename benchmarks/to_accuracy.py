@@ -1,6 +1,6 @@
 """Seconds of training to 90 % and to 94 %: the deep_bn tutorial's own loop against ours.
 
-    python -m benchmarks.to_accuracy [--images 6400] [--rounds 3]
+    python -m benchmarks.to_accuracy [--images 4000] [--rounds 3]
 
 Whole trainings are too long to alternate, so epochs of random images are, one at each size that a
 recipe trains on; the seconds of a training are the sum over its epochs. The accuracies are those in
@@ -16,6 +16,7 @@ from benchmarks.alternation import alternate, compare, random_split, report
 from benchmarks.tutorial import ours, tutorial
 from stages.shared import params
 from stages.shared.backend import import_keras
+from stages.shared.stage import run
 
 VARIANTS = ("cifar10-deep-bn", "cifar10-air90", "cifar10-air94")
 TUTORIAL = "tutorial of cifar10-deep-bn"
@@ -25,7 +26,7 @@ TRAINING_IMAGES = 50_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the seconds to an accuracy.")
-    parser.add_argument("--images", type=int, default=6_400, help="images per run")
+    parser.add_argument("--images", type=int, default=4_000, help="images per run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each epoch")
     args = parser.parse_args()
 
@@ -71,4 +72,4 @@ def accuracy(key: str) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,6 +1,6 @@
 """Our train stage against the tutorials' own way: the same network, batch and augmentation.
 
-    python -m benchmarks.tutorial [--images 12800] [--rounds 5]
+    python -m benchmarks.tutorial [--images 3200] [--rounds 3]
 
 The tutorials' way is `fit` on arrays for the simple network, and `fit` on an ImageDataGenerator for
 deep_bn, in float32, ported only as far as TensorFlow 2.21 needs.
@@ -18,14 +18,15 @@ from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split
+from stages.shared.stage import run
 
 VARIANTS = ("cifar10-simple", "cifar10-deep-bn")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare with the tutorials' training loops.")
-    parser.add_argument("--images", type=int, default=12_800, help="images per run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each way")
+    parser.add_argument("--images", type=int, default=3_200, help="images per run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each way")
     args = parser.parse_args()
 
     import_keras()
@@ -55,11 +56,11 @@ def ours(key: str, split: Split, **changes: Any) -> Callable[[], None]:
     training = Training(variant.model_dump(), recipe, split, statistics, seed=0)
     bar = tqdm(disable=True)
 
-    def run() -> None:
+    def train() -> None:
         training.rows = []  # always the first epoch
         training._fit_epoch(0, bar)
 
-    return run
+    return train
 
 
 def tutorial(key: str, split: Split) -> Callable[[], None]:
@@ -118,4 +119,4 @@ def augmented_epoch(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

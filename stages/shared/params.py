@@ -130,7 +130,7 @@ class Constant(Section):
 
 
 class InverseTime(Section):
-    """learning_rate / (1 + decay_per_step * step): what older Kerases called `decay`."""
+    """learning_rate / (1 + decay_per_step * step): what Keras 2 called `decay`."""
 
     name: Literal["inverse_time"]
     decay_per_step: NotNegative
