@@ -485,6 +485,7 @@ def test_a_remote_that_cannot_be_reached_fails_without_its_password(
 def test_a_remote_that_is_not_there_by_name(project: Project, failures: Gate) -> None:
     set_remote("../store", default="other")
     only(failures(), "of the DVC remotes store none is the default")
+    only(failures("--remote", "store"), "remote store", "does not exist")
     with pytest.raises(StageError, match=r"--remote must be among: store\. Received: 'far'"):
         failures("--remote", "far")
 

@@ -116,13 +116,13 @@ def test_a_target_is_pulled_with_all_that_it_is_made_from(shapes: Project, tmp_p
     shapes.repro(TARGET)
     dvc = [sys.executable, "-m", "dvc"]
     for arguments in (
-        ["remote", "add", "--local", "--default", "store", str(tmp_path)],
-        ["push", "--quiet", "--with-deps", TARGET],
+        ["remote", "add", "--local", "store", str(tmp_path)],
+        ["push", "--quiet", "--remote", "store", "--with-deps", TARGET],
     ):
         subprocess.run([*dvc, *arguments], cwd=shapes.folder, check=True)
     for folder in (".dvc/cache", "data/raw", "results/weights", "results/predictions"):
         shutil.rmtree(shapes.folder / folder)
-    done = run_launch(shapes, "--pull", TARGET)
+    done = run_launch(shapes, "--pull", "--remote", "store", TARGET)
     assert "Up to date: " in done.stdout, done.stderr
     subprocess.run([*dvc, "remote", "remove", "--local", "store"], cwd=shapes.folder, check=True)
 

@@ -287,6 +287,14 @@ def test_the_learning_rate_of_a_row_is_the_last_of_its_epoch(
         assert row["learning_rate"] == pytest.approx(rates[-1], rel=1e-6)
 
 
+def test_images_that_are_held_out_do_not_count_as_trained_on(
+    toy_split: Split, tmp_path: Path
+) -> None:
+    training = start(toy_split, recipe("demo-augmented", validation={"fraction": 0.25}))
+    training.fit(tmp_path)
+    assert training.summary()["images"] == 3 * 45
+
+
 def test_each_image_is_trained_on_in_the_order_and_with_the_draws_of_the_plan(
     toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -643,7 +651,9 @@ def test_a_git_revision_tells_of_uncommitted_changes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert record.git_revision() == "none"
-    Path("params.yaml").write_text("a")
+    Path("stages").mkdir()
+    for file in ("params.yaml", "stages/train.py"):
+        Path(file).write_text("a")
     who = ["-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
         subprocess.run(["git", *command], check=True)
@@ -651,8 +661,11 @@ def test_a_git_revision_tells_of_uncommitted_changes(
     assert len(clean) == 12
     Path("notes.txt").write_text("not code")
     assert record.git_revision() == clean
-    Path("params.yaml").write_text("b")
-    assert record.git_revision() == f"{clean}+changes"
+    for file in ("params.yaml", "stages/train.py"):
+        Path(file).write_text("b")
+        assert record.git_revision() == f"{clean}+changes"
+        Path(file).write_text("a")
+    assert record.git_revision() == clean
 
 
 OUTPUTS = ("weights", "curves.csv", "record.json", "examples.npz")
