@@ -58,7 +58,7 @@ def report(name: str, result: dict[str, Any]) -> None:
 
 
 def tables(values: dict[str, Any], title: str) -> Iterator[str]:
-    """Nested values as tables for the terminal: rows of the same keys are one."""
+    """Nested values as tables for the terminal; what is nested no deeper is one table."""
     branches = {key: value for key, value in values.items() if isinstance(value, dict)}
     facts = [(key, shown(value)) for key, value in values.items() if key not in branches]
     if facts:

@@ -31,7 +31,8 @@ def forget_who_runs_this(folder: Path) -> None:
     (folder / "git").write_text(GIT_SETTINGS)
     (folder / "config").write_text(DVC_SETTINGS)
     for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name in ("KERAS_BACKEND", "VERBOSE"):
+        ours = name.startswith(("GIT_", "DVC_")) or name.lower().endswith("_proxy")
+        if ours or name in ("KERAS_BACKEND", "LANGUAGE", "VERBOSE"):
             del os.environ[name]
     os.environ |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -201,14 +201,16 @@ def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
     first = trainer_of(psutil.Process(process.pid))
     assert first is not None
     first.suspend()  # it holds the lock for as long as the second takes to ask for it
-    command = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"][stage]["cmd"]
-    second = subprocess.run(
-        command.split(), cwd=workspace, env=os.environ | {"PATH": PATH},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert second.returncode == 1, (second.stdout, process.communicate()[0])
+    try:
+        command = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"][stage]["cmd"]
+        second = subprocess.run(
+            command.split(), cwd=workspace, env=os.environ | {"PATH": PATH},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        first.resume()
+    assert second.returncode == 1, second.stdout + second.stderr
     assert f"is held by process {first.pid} on" in second.stderr
-    first.resume()
     break_off(process, "kill the stage")
     git(workspace, "checkout", "--", "results", "dvc.lock")
     subprocess.run(["dvc", "checkout", "--force", stage], cwd=workspace, check=True)

@@ -327,6 +327,7 @@ def test_the_base_is_where_the_branch_left(project: Project, failures: Gate) -> 
         ("params.yaml", "variants: ["),
         ("params.yaml", "datasets: {}\nrecipes: {}\nvariants:\n"),
         ("params.yaml", "datasets: {a: {}}\nrecipes: {}\nvariants: {b: {model: lenet}}\n"),
+        ("params.yaml", "datasets: {a: {}}\nrecipes: {}\nvariants: {b: {dataset: [a]}}\n"),
         (str(METRICS), "{"),
     ],
 )

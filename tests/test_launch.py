@@ -248,12 +248,15 @@ def test_what_runs_in_clones_is_committed(repository: Path, name: str, shown: st
     assert str(caught.value).splitlines()[1:-1] == [shown]
 
 
-def test_a_lock_that_was_cut_short_in_a_nodes_clone_is_gits_again(repository: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 5, 20, 24, 27, 32, 40])
+def test_a_lock_that_was_cut_short_in_a_nodes_clone_is_gits_again(
+    repository: Path, kept: int
+) -> None:
     Repo.init().close()
     lock = repository / "dvc.lock"
     lock.write_text("schema: '2.0'\nstages:\n  a:\n    cmd: one\n")
     subprocess.run(["git", "commit", "--quiet", "-am", "Lock"], check=True)
-    lock.write_text("schema: '2.0'\nstages: {a: {")
+    lock.write_text(lock.read_text()[:kept])
     node.hand_over(repository, {"files": {}, "entries": {"b": {"cmd": "two"}}})
     assert pipeline.locked(repository) == {"a": {"cmd": "one"}, "b": {"cmd": "two"}}
 

@@ -561,6 +561,16 @@ def test_a_config_that_does_not_fit_its_model_is_refused(
     assert says in line_of(str(caught.value), f"variants.some-key.config.{where}")
 
 
+@pytest.mark.parametrize("argument", ["a: np.ndarray", "a: Sequence[int]", "model_config: int"])
+def test_arguments_that_no_params_yaml_can_give_are_an_error_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    monkeypatch.setattr(params, "MODELS", tmp_path)
+    (tmp_path / "new.py").write_text(f"def build(shape, classes, *, {argument}): ...\n")
+    with pytest.raises(StageError, match=r"arguments of 'new' must be int, float, str, bool or"):
+        params.check_config("some-key", variant("new", {"a": 1}))
+
+
 def test_all_mistakes_of_a_config_are_reported_at_once() -> None:
     with pytest.raises(StageError) as caught:
         params.check_config("some-key", variant("deep_bn", {"l2": "x", "dropuot": [0.1]}))

@@ -252,13 +252,17 @@ def test_results_of_other_code_are_not_applied(
     code.write_text("1\n")
     found = hashlib.md5(b"1\n").hexdigest()
     entry = {"deps": [{"path": "train.py", "md5": found}, {"path": "data", "md5": "0.dir"}]}
-    apply.check_code("train@a", entry)
+    apply.check_code("train@a", entry, "0123456789abcdef")
     code.write_text("2\n")
-    with pytest.raises(StageError, match=r"train\.py is not that of train@a"):
-        apply.check_code("train@a", entry)
+    with pytest.raises(
+        StageError, match=r"train\.py is not that of train@a: `git checkout 0123456789ab -- train"
+    ):
+        apply.check_code("train@a", entry, "0123456789abcdef")
     code.unlink()
-    with pytest.raises(StageError, match=r"train\.py is not that of train@a"):
-        apply.check_code("train@a", entry)
+    with pytest.raises(
+        StageError, match=r"train\.py is not that of train@a: `git checkout 0123456789ab -- train"
+    ):
+        apply.check_code("train@a", entry, "0123456789abcdef")
 
 
 def test_what_is_no_experiment_is_not_applied(

@@ -49,7 +49,7 @@ def main() -> None:
         del ran[name]
     for name, (revision, entry) in ran.items():
         small = small_files(revision, [out["path"] for out in entry["outs"]])
-        check_code(name, entry)
+        check_code(name, entry, str(revision.commit))
         check_cached(name, entry, small)
         files |= small
     put(values, {name: entry for name, (_, entry) in ran.items()}, files)
@@ -97,7 +97,7 @@ def small_files(revision: Revision, paths: list[str]) -> dict[str, bytes]:
     return {path: revision.read(Path(path)) or b"" for path in listed.split("\0") if path}
 
 
-def check_code(stage: str, entry: dict[str, Any]) -> None:
+def check_code(stage: str, entry: dict[str, Any], commit: str) -> None:
     """Whether the code here is what a stage ran with; else `dvc repro` would run it again.
 
     Raises:
@@ -110,7 +110,7 @@ def check_code(stage: str, entry: dict[str, Any]) -> None:
         if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != dep["md5"]:
             raise StageError(
                 f"The code must be what the experiments ran with. {path} is not that of {stage}: "
-                "take it from there, `git checkout EXPERIMENT -- stages`, or `dvc exp apply`."
+                f"`git checkout {commit[:12]} -- {path}` takes it from there."
             )
 
 
@@ -143,8 +143,10 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
     """Writes all of it here, checked before anything is touched.
 
     Raises:
-        StageError: if params.yaml does not allow the values together.
+        StageError: if params.yaml does not allow the values together, or does not have the variant
+            of an entry; or if DVC cannot check out the outputs.
     """
+    params.load()
     partial = params.PATH.with_name(f".{params.PATH.name}.partial")
     try:
         partial.write_bytes(params.PATH.read_bytes())

@@ -57,13 +57,8 @@ def text(base: Revision, links: str) -> str:
     return "\n".join(written)
 
 
-def measured(base: Revision, here: Revision) -> list[Measured]:
-    """The metrics of each variant of two revisions, the base's first.
-
-    Raises:
-        StageError: if a metrics file is not what evaluate writes.
-    """
-    before, after = metrics(base), metrics(here)
+def measured(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[Measured]:
+    """The metrics of each variant of two revisions, the base's first."""
     names = dict.fromkeys([*before, *after])
     return [Measured(name, before.get(name), after.get(name)) for name in names]
 
@@ -93,7 +88,9 @@ def metrics_of(result: Result) -> dict[str, Any]:
 
 
 def metrics_table(base: Revision) -> str:
-    changed = [each for each in measured(base, Revision()) if each.before != each.after]
+    changed = [
+        each for each in measured(metrics(base), metrics(Revision())) if each.before != each.after
+    ]
     rows = []
     for each in changed:
         points = "-" if each.points is None else f"{each.points:+.2f} points"

@@ -344,15 +344,14 @@ def check_disk(folder: Path) -> list[Finding]:
     cache = Path(str(dvc_config(folder)["cache"].get("dir") or folder / ".dvc" / "cache"))
     cache = next(path for path in (cache, *cache.parents) if path.exists())
     places = {"the workspace": folder, "DVC's cache": cache}
+    closed = [name for name, path in places.items() if not os.access(path, os.W_OK)]
+    if closed:
+        advice = "DVC could not keep what a stage has made: it would be made again."
+        return [Finding("error", f"{' and '.join(closed)} cannot be written", advice)]
     if cache.stat().st_dev == folder.stat().st_dev:
         places = {"the workspace and DVC's cache": folder}
     found = []
     for name, path in places.items():
-        if not os.access(path, os.W_OK):
-            what = f"{path} cannot be written, for {name}"
-            advice = "DVC could not keep what a stage has made: that would be made again."
-            found.append(Finding("error", what, advice))
-            continue
         free_gb = shutil.disk_usage(path).free / 1e9
         what = f"{free_gb:.1f} GB free for {name}"
         if free_gb >= LOW_DISK_GB:

@@ -526,11 +526,11 @@ def cannot_ask(name: str, error: Exception) -> Finding:
 def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
     """That no accuracy fell by more than that, or disappeared."""
     try:
-        changes.metrics(base)
+        before = changes.metrics(base)
     except StageError as error:  # this branch may be what mends it
         return [Finding("note", f"accuracies are not compared with the base's: {error}")]
     found = []
-    for each in changes.measured(base, Revision()):
+    for each in changes.measured(before, changes.metrics(Revision())):
         where = f"{each.variant}'s accuracy"
         if each.after is None:
             if each.before:

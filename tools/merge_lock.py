@@ -27,7 +27,7 @@ def main() -> None:
     paths = (args.base, args.ours, args.theirs)
     try:
         base, ours, theirs = (parse_lock(path.read_bytes(), str(path)) for path in paths)
-    except StageError as error:  # git then leaves the merge to people
+    except (StageError, OSError) as error:  # git then leaves the merge to people
         advice = "Take one side's: `git checkout --ours dvc.lock`, and `dvc repro`."
         raise StageError(f"{error} {advice}") from None
     stages, dropped = merge(base, ours, theirs)

@@ -251,13 +251,13 @@ def change(path: Path, values: dict[str, Any]) -> None:
     """Changes values of params.yaml, given by their dotted keys, where they are.
 
     Args:
-        path: the file, of which all else stays as it is, comments too.
+        path: the file, of which all other values stay, and comments too.
         values: `...` stands for one that is to go, and its section too if it was the last one.
     """
     from ruamel.yaml import YAML
 
     yaml = YAML()
-    yaml.width = sys.maxsize  # lines stay as long as they are
+    yaml.width, yaml.preserve_quotes = sys.maxsize, True  # lines stay as long as they are
     tree = yaml.load(path)
     for key in [key for key, value in values.items() if value is ...]:
         remove(tree, key.split("."))
@@ -286,14 +286,10 @@ def remove(tree: Any, key: list[str]) -> None:
 def hand_over(folder: Path, job: dict[str, Any]) -> None:
     """Puts the caller's lock entries and small files into a clone: they may be newer than git's."""
     from dvc.repo import Repo
-    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml, modify_yaml
+    from dvc.utils.serialize import modify_yaml
 
     with Repo(folder, _wait_for_lock=True) as repo, repo.lock:
-        try:
-            load_yaml(str(folder / "dvc.lock"))
-        except FileNotFoundError:
-            pass
-        except YAMLFileCorruptedError:  # somebody's death cut it short; git's is whole
+        if not is_whole(folder / "dvc.lock"):  # a death cut it short; git has a whole one
             subprocess.run(["git", "checkout", "HEAD", "--", "dvc.lock"], cwd=folder, check=True)
         for path, content in job["files"].items():
             file = folder / path
@@ -303,6 +299,20 @@ def hand_over(folder: Path, job: dict[str, Any]) -> None:
         with modify_yaml(str(folder / "dvc.lock")) as lock:
             lock.setdefault("schema", "2.0")
             lock.setdefault("stages", {}).update(job["entries"])
+
+
+def is_whole(lock: Path) -> bool:
+    """Whether a dvc.lock, if there is one, is what DVC writes: it does so in place."""
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    if not lock.exists():
+        return True
+    data = lock.read_bytes()
+    try:
+        entries = parse_yaml(data, str(lock))["stages"].values()
+        return data.endswith(b"\n") and all("cmd" in entry for entry in entries)
+    except (YAMLFileCorruptedError, LookupError, TypeError, AttributeError):
+        return False
 
 
 @contextmanager

@@ -144,7 +144,9 @@ def parse_lock(data: bytes, name: str) -> dict[str, Any]:
         values = parse_yaml(data, name) or {"schema": "2.0", "stages": {}}
         if values["schema"] != "2.0":
             raise ValueError(f"schema {values['schema']}")
-        return dict(values["stages"].items())
+        if not all(isinstance(entry, dict) for entry in values["stages"].values()):
+            raise ValueError("a stage without an entry")
+        return dict(values["stages"])
     except (DvcException, ValueError, KeyError, TypeError, AttributeError) as error:
         advice = " `make doctor` says what to do." if name == str(LOCK) else ""
         raise StageError(

@@ -110,7 +110,7 @@ class Revision:
             StageError: if there is none, or it is not valid here.
         """
         if self.commit is None:
-            return params.load().model_dump()
+            params.load()
         data = self.read(params.PATH)
         values: Any = params.parse(data or b"", f"{self.name}'s {params.PATH}")
         if not is_params(values):
@@ -261,13 +261,11 @@ class Result:
         Those that it was trained with, by dvc.lock; before its first training those of params.yaml.
         """
         known = self.revision.parameters
-        variant, recipes = known["variants"][self.variant], known["recipes"]
         entry = self.revision.locked.get(f"train@{self.variant}", {})
         trained = entry.get("params", {}).get(str(params.PATH), {})
-        if (key := f"variants.{self.variant}") in trained:
-            variant = trained[key]
-            recipes = {variant["recipe"]: trained.get(f"recipes.{variant['recipe']}")}
-        return variant | {"recipe": recipes.get(variant["recipe"], variant["recipe"])}
+        variant = trained.get(f"variants.{self.variant}") or known["variants"][self.variant]
+        name = variant["recipe"]
+        return variant | {"recipe": trained.get(f"recipes.{name}") or known["recipes"][name]}
 
     @property
     def published(self) -> float | None:
@@ -339,8 +337,8 @@ def is_params(values: Any) -> bool:
         return False
     return all(
         isinstance(variant, dict)
-        and variant.get("dataset") in values["datasets"]
-        and variant.get("recipe") in values["recipes"]
+        and str(variant.get("dataset")) in values["datasets"]
+        and str(variant.get("recipe")) in values["recipes"]
         for variant in values["variants"].values()
     )
 

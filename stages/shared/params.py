@@ -299,7 +299,14 @@ def check_config(key: str, variant: Variant) -> None:
     """
     arguments = _config_arguments(MODELS / f"{variant.model}.py")
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in arguments.items()}
-    schema = pydantic.create_model("Config", __base__=Section, **fields)
+    try:
+        schema = pydantic.create_model("Config", __base__=Section, **fields)
+        schema.model_rebuild()
+    except (pydantic.PydanticUserError, NameError, TypeError):
+        raise StageError(
+            f"The keyword arguments of '{variant.model}' must be int, float, str, bool or lists of "
+            f"them. Received: {arguments}."
+        ) from None
     try:
         schema.model_validate(variant.config)
     except pydantic.ValidationError as error:
@@ -327,7 +334,7 @@ def check(path: Path = PATH) -> Params:
 
 
 def parse(data: bytes, name: str = str(PATH)) -> Any:
-    """What is written in a params.yaml, as DVC reads it, and unchecked.
+    """What is written in a params.yaml, in YAML 1.2 as DVC reads it, and unchecked.
 
     Raises:
         StageError: if it is no YAML, or has aliases: `dvc exp run -S` expands them, and a change of
@@ -341,8 +348,15 @@ def parse(data: bytes, name: str = str(PATH)) -> Any:
                 raise MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
         return reader.load(data)
     except DAMAGE as error:
-        said = str(error).partition("To suppress this check")[0].strip()  # DVC has it too
-        raise StageError(f"{name} must be valid YAML. Received: {said}") from None
+        raise StageError(f"{name} must be valid YAML. Received: {_in_short(error)}.") from None
+
+
+def _in_short(error: Exception) -> str:
+    """What is wrong with a YAML file, in one line, and where."""
+    if not isinstance(error, MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    return f"{error.problem or error.context}" + (f", line {mark.line + 1}" if mark else "")
 
 
 def _read_yaml(path: Path) -> Any:
