@@ -47,10 +47,10 @@ test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor
 	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
-	@python -m pytest -m browser
+	@python -m pytest -rs -m browser
 
 servers: $(STAMP)  ## the tests of DVC remotes on real servers, and of a cluster of two nodes
-	@python -m pytest -m "servers and not slow" --numprocesses 2 --dist loadfile
+	@python -m pytest -rs -m "servers and not slow" --numprocesses 2 --dist loadfile
 
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
 	@python -m pytest -m "realdata and not slow"
@@ -91,6 +91,5 @@ lock: $(STAMP)  ## resolve the newest versions that pyproject.toml allows into t
 	@$(COMPILE) --extra dev --extra export --extra cluster --extra remote --output-file requirements.txt
 	@$(COMPILE) --extra dev --extra export --extra cluster --extra remote --extra cuda --output-file requirements-cuda.txt
 
-clean:  ## remove checkpoints, partial downloads, half-written outputs, logs, reports and exports
-	@rm -rf checkpoints downloads dvc_plots report exports logs
-	@find data results -name '*.partial' -prune -exec rm -rf {} + 2>/dev/null || true
+clean:  ## remove logs, reports and exports, and nothing that a stage at work needs
+	@rm -rf dvc_plots report exports logs

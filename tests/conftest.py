@@ -13,6 +13,7 @@ import pytest
 from stages.shared.dataset import Split
 
 ROOT = Path(__file__).resolve().parents[1]
+PARAMS = ROOT / "tests" / "params.yaml"  # in place of the project's, which people change
 
 GIT_SETTINGS = """[user]
     name = Tester
@@ -27,12 +28,12 @@ DVC_SETTINGS = """[core]
 
 
 def forget_who_runs_this(folder: Path) -> None:
-    """Tests see no settings of git, DVC or Keras, no proxy, no GPU and no language but these."""
+    """Tests see no settings of git, DVC, Keras or make, no proxy, GPU or language but these."""
     (folder / "git").write_text(GIT_SETTINGS)
     (folder / "config").write_text(DVC_SETTINGS)
     for name in list(os.environ):
         ours = name.startswith(("GIT_", "DVC_")) or name.lower().endswith("_proxy")
-        if ours or name in ("KERAS_BACKEND", "LANGUAGE", "VERBOSE"):
+        if ours or name in ("KERAS_BACKEND", "LANGUAGE", "VERBOSE", "JOBS", "CUDA", "MAKEFLAGS"):
             del os.environ[name]
     os.environ |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -94,12 +95,12 @@ def project_files() -> list[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, project_files: list[str]) -> Path:
-    """A git repository with the project as it is now, without any results."""
+    """A git repository with the project as it is now, without results, and with PARAMS."""
     folder = tmp_path_factory.mktemp("clone")
     for file in project_files:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT / file).read_bytes())
+        target.write_bytes((PARAMS if file == "params.yaml" else ROOT / file).read_bytes())
     for command in (
         "git init --quiet --initial-branch main",
         "git config user.name Tester",

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import PARAMS
 from dvc.repo import Repo
 from dvc.utils.serialize import YAMLFileCorruptedError
 from test_structure import closure
@@ -199,6 +200,6 @@ def opened(clone: Path, scratch: Path, *targets: str) -> Iterator[Project]:
 
 
 def project_tree() -> Tree:
-    """The shipped parameters."""
-    tree: Tree = yaml.load((ROOT / "params.yaml").read_text(), yaml.CSafeLoader)
+    """The parameters of a clone."""
+    tree: Tree = yaml.load(PARAMS.read_text(), yaml.CSafeLoader)
     return tree

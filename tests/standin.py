@@ -47,7 +47,8 @@ def main() -> None:
         return
     for path in outs:
         text = f"{path} {digest.hexdigest()}"
-        write(path, json.dumps(METRICS | {"of": text}) if "/metrics/" in path else text)
+        is_json = "/metrics/" in path or "/runs/" in path
+        write(path, json.dumps(METRICS | {"of": text}) if is_json else text)
 
 
 def stem(path: str, family: str) -> str:

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import PARAMS
 
 from stages.shared import params
 from stages.training.augmentation import DRAWS, AugmentedImages, epoch_plan, resized
 
-RECIPES = {name: recipe.model_dump() for name, recipe in params.load().recipes.items()}
+RECIPES = {name: recipe.model_dump() for name, recipe in params.load(PARAMS).recipes.items()}
 NOTHING: dict[str, Any] = {
     "rotation_degrees": 0,
     "shift_fraction": 0.0,

@@ -31,7 +31,7 @@ from stages.evaluate import predict
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
 split = load_split(data)
-recipe = params.load().recipes["air94"].model_dump()
+recipe = params.load(Path("tests/params.yaml")).recipes["air94"].model_dump()
 recipe |= {"epochs": 4, "batch_size": 12, "precision": "float32"}
 recipe |= {"resolution": {"from_epochs": [1, 3], "pixels": [24, 32]}}
 recipe["optimizer"] |= {"learning_rate": 0.05, "bias_learning_rate": 1.0}

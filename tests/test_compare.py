@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PARAMS
 
 from stages.shared.stage import StageError
 from tools import compare
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def right(*rows: str) -> np.ndarray:
@@ -103,7 +102,7 @@ def test_variants_that_do_not_differ_are_called_different_in_at_most_one_of_twen
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shipped params.yaml, and predictions of two shapes variants on 60 images."""
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "shapes-lenet", [50, 49])
     write(tmp_path, "shapes-simple", [20])

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from stages.shared.stage import _is_alive
 from tools import doctor, node
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -120,8 +121,10 @@ def break_off(process: subprocess.Popen[str], way: str) -> str:
     except (psutil.NoSuchProcess, ProcessLookupError):
         pass  # it had just finished
     output, _ = process.communicate()
-    psutil.wait_procs(everyone, timeout=60)
-    assert not [each for each in everyone if each.is_running()], "a stage outlived its DVC"
+    begin = time.monotonic()
+    while any(map(_is_alive, everyone)):  # which one that nobody waits for is not
+        assert time.monotonic() < begin + 60, "a stage outlived its DVC"
+        time.sleep(0.01)
     return output
 
 
@@ -159,16 +162,11 @@ def newest(checkpoints: Path, seed: int) -> int:
     return max((int(file.stem.rpartition("-")[2]) for file in files), default=0)
 
 
-def test_a_training_of_anything_else_does_not_resume(workspace: Path) -> None:
-    """Broken off with one set of parameters, then others, then other images, then as it was."""
+def test_a_training_of_other_images_does_not_resume(workspace: Path) -> None:
+    """Broken off, then started with other images, broken off again, and then as it was."""
     stage = f"train@{VARIANT}"
-    parameters = workspace / "params.yaml"
-    text = parameters.read_text()
     images = workspace / "data/raw/shapes/train/images.npy"
     assert "Resuming" not in broken_off_after_an_epoch(workspace, stage)
-    parameters.write_text(text.replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
-    assert "Resuming" not in broken_off_after_an_epoch(workspace, stage)
-    parameters.write_text(text)
     whole = images.read_bytes()
     images.unlink()  # it may be a link into DVC's cache
     images.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -190,31 +188,6 @@ def broken_off_after_an_epoch(workspace: Path, stage: str) -> str:
         process,
     )
     return break_off(process, "kill the stage")
-
-
-def test_a_second_trainer_of_a_variant_names_the_first(workspace: Path) -> None:
-    stage = f"train@{VARIANT}"
-    owner = workspace / "checkpoints" / VARIANT / "owner"
-    owner.unlink(missing_ok=True)
-    process = start(workspace, stage, FORCE)
-    wait_for(owner.exists, process)
-    first = trainer_of(psutil.Process(process.pid))
-    assert first is not None
-    first.suspend()  # it holds the lock for as long as the second takes to ask for it
-    try:
-        command = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"][stage]["cmd"]
-        second = subprocess.run(
-            command.split(), cwd=workspace, env=os.environ | {"PATH": PATH},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    finally:
-        first.resume()
-    assert second.returncode == 1, second.stdout + second.stderr
-    assert f"is held by process {first.pid} on" in second.stderr
-    break_off(process, "kill the stage")
-    git(workspace, "checkout", "--", "results", "dvc.lock")
-    subprocess.run(["dvc", "checkout", "--force", stage], cwd=workspace, check=True)
-    assert git(workspace, "status", "--porcelain") == ""
 
 
 def inject(folder: Path, stage: str, moments: list[float], ways: list[str]) -> Counter[str]:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import filelock
 import psutil
 import pytest
+from conftest import PARAMS
 
 from tools import doctor
 
@@ -40,7 +41,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     subprocess.run(["git", "init", "--quiet"], check=True)
     (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     (folder / "dvc.yaml").write_text(DVC_YAML)
-    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (folder / "params.yaml").write_bytes(PARAMS.read_bytes())
     (folder / ".gitignore").write_text("/weights\n")
     for lock in ("requirements.txt", "requirements-cuda.txt"):
         (folder / lock).write_text(f"psutil=={psutil.__version__} \\\n    --hash=sha256:0\n")
@@ -379,6 +380,9 @@ def test_a_lock_without_an_owner_is_held_by_another_process(workspace: Path) -> 
     folder.mkdir(parents=True)
     with filelock.FileLock(folder / "lock"):
         assert "by another process" in only(doctor.check_trainings(workspace), "ok")
+        (folder / "0123abcd" / "seed-7").mkdir(parents=True)
+        (folder / "0123abcd" / "seed-7" / "epoch-000012.npz").touch()
+        assert "process (seed-7 after epoch 12)" in only(doctor.check_trainings(workspace), "ok")
 
 
 def test_a_killed_training_says_where_it_resumes(workspace: Path) -> None:
@@ -389,6 +393,7 @@ def test_a_killed_training_says_where_it_resumes(workspace: Path) -> None:
     text = only(doctor.check_trainings(workspace), "ok")
     assert "toy-simple resumes" in text
     assert "seed-7 after epoch 10, seed-8 after epoch 3" in text
+    assert "rm -r checkpoints/toy-simple" in text
     assert not (workspace / "checkpoints" / "toy-simple" / "lock").exists()
 
 
@@ -427,7 +432,7 @@ def test_half_written_outputs_are_a_warning_unless_a_stage_is_at_work(
     (workspace / "checkpoints").mkdir()
     (workspace / "checkpoints" / "epoch-1.npz.partial").touch()
     text = only(doctor.check_partials(workspace), "warning")
-    assert "results/weights/.toy.partial" in text and "make clean" in text
+    assert "results/weights/.toy.partial" in text and "replace them" in text
     assert "checkpoints/" not in text
     children.append(child(SLEEP, workspace, "stages.evaluate"))
     assert "being written" in only(doctor.check_partials(workspace), "ok")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import PARAMS
 
 from stages import download
 from stages.datasets import cifar
@@ -547,7 +548,7 @@ def test_without_a_mirror_no_file_of_the_working_folder_is_taken(server: Server)
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """A folder with a params.yaml of few shapes."""
-    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params = yaml.safe_load(PARAMS.read_text())
     params["datasets"]["shapes"].update(train_images=30, test_images=20)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     return tmp_path

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import PARAMS
 from keras import layers
 
 from stages import evaluate
@@ -209,15 +210,20 @@ def test_every_image_is_evaluated_once_per_seed_in_order(
     assert [details["seeds"][seed]["accuracy"] for seed in ("9", "10")] == accuracies
 
 
-def test_evaluating_again_gives_the_same_bytes(project: Path) -> None:
+def test_evaluating_again_gives_the_same_bytes_and_tells_more_if_asked(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluate.main()
+    assert "recognised" not in capsys.readouterr().out
+    monkeypatch.setenv("VERBOSE", "1")
     first = {name: (project / "out" / name).read_bytes() for name in OUTPUTS}
     evaluate.main()
     assert {path.name: path.read_bytes() for path in (project / "out").iterdir()} == first
+    assert capsys.readouterr().out.count("recognised") == 2 * 3  # seeds, classes
 
 
 def test_a_trained_model_is_evaluated_as_it_was_saved(project: Path, toy_split: Split) -> None:
-    recipe = params.load(Path(__file__).parents[1] / "params.yaml").recipes["demo"].model_dump()
+    recipe = params.load(PARAMS).recipes["demo"].model_dump()
     recipe |= {"epochs": 2, "pixels": "overall"}
     stats = {"overall": {"mean": 0.4, "std": 0.3}, "channel": {"mean": [0.4, 0.4, 0.4]}}
     training = Training({"model": "lenet", "config": {}}, recipe, toy_split, stats, seed=3)

@@ -1,5 +1,6 @@
 """Exported models: they give the network's own probabilities, or are not written."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tools import export
 import_keras()
 
 import keras
-from conftest import ROOT
+from conftest import PARAMS
 
 from stages.training.fitting import build_core, make_normalisation, save_model, views_mean
 
@@ -40,7 +41,7 @@ def whole_model(precision: str, views: int) -> Any:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_split: Split) -> Path:
     """A folder with test images, and none for a variant's weights yet; it is the current one."""
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     save_split(toy_split, tmp_path / "data/raw/shapes/test")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["export"])
@@ -61,7 +62,9 @@ def test_both_formats_give_the_networks_probabilities(
     export.main()
     assert "greatest difference of a probability on 60 test images" in capsys.readouterr().out
     folder = project / "exports/shapes-lenet"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "saved_model"]
+    names = ["classes.json", "model.onnx", "saved_model"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert json.loads((folder / "classes.json").read_text()) == ["circle", "square", "star"]
     model = keras.saving.load_model(project / "results/weights/shapes/shapes-lenet/seed-1.keras")
     expected = model.predict(toy_split.images, verbose=0)
     assert np.ptp(expected) > 0.5

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import PARAMS
 
 from stages import evaluate
 from stages.datasets.cifar import Layout, Member, read_archive
@@ -43,7 +44,6 @@ from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, load_split, save_split
 from stages.shared.stage import StageError, remove
 
-PROJECT = Path(__file__).resolve().parents[1]
 SECONDS = 10.0  # what a case may take
 START_SECONDS = 120.0  # what a child process may take to import what it needs
 MEMORY_BYTES = 16 << 20  # what a case may add to the child's peak; whole inputs have kilobytes
@@ -590,7 +590,7 @@ SCALARS = """
 @cache
 def toy_params() -> dict[str, Any]:
     """The shipped file's datasets, recipes and variants, but only what two variants need."""
-    shipped = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    shipped = yaml.safe_load(PARAMS.read_text())
     variants = {key: shipped["variants"][key] for key in VARIANTS}
     return {
         "datasets": {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from conftest import PARAMS
 from dvc.repo import Repo
 from rerunning import Project, opened
+from rich.console import Console
 
 from stages.shared.stage import StageError
-from tools import cluster, launch, local, node, pipeline
+from tools import cluster, display, launch, local, node, pipeline
 from tools.pipeline import Step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +93,10 @@ def test_a_failure_holds_back_only_what_depends_on_it_and_the_lock_becomes_a_ser
     cache.rename(cache.with_name("cache.serial"))
 
     shapes.tell_standin(failing=["train@shapes-simple"])
+    *foreseen, total = run_launch(shapes, TARGET, "--dry-run").stdout.splitlines()
+    assert {line.split()[0] for line in foreseen} >= serial
+    assert total.startswith(f"{len(foreseen)} stages may run.")
+    assert shapes.ran() == set()
     done = run_launch(shapes, TARGET, "--jobs", "3")
     assert done.returncode == 1
     assert "evaluate@shapes-simple: skipped: it depends on a failed one" in done.stdout
@@ -159,6 +166,7 @@ def test_an_interrupted_launch_ends_all_that_it_started(
         (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
         (["--trials", "3"], "--seeds and --trials are a sweep's"),
         (["--pull", "--sweep", "a=1", "--address", "auto"], "--pull is not for a sweep on a cl"),
+        (["--dry-run", "--pull"], "--dry-run is not for a sweep, and pulls nothing"),
         (["--remote", "store"], "--remote is for nodes, --address, or for --pull"),
         (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once. Received: a, a"),
     ],
@@ -173,6 +181,23 @@ def test_bad_arguments_are_named(
     with pytest.raises(SystemExit):
         launch.parse_arguments()
     assert message in capsys.readouterr().err
+
+
+def test_what_may_run_is_told_with_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
+    (tmp_path / "results/runs/shapes").mkdir(parents=True)
+    trainings = {"trainings": [{"seconds": 50.0}, {"seconds": 70.4}]}
+    (tmp_path / "results/runs/shapes/shapes-lenet.json").write_text(json.dumps(trainings))
+    monkeypatch.chdir(tmp_path)
+    names = ["lineup", "train@shapes-lenet", "train@shapes-simple"]
+    lines = [line.split(maxsplit=1) for line in launch.foreseen(names[:2]).splitlines()]
+    assert lines[:2] == [["lineup"], ["train@shapes-lenet", "2 min 0 s"]]
+    assert " ".join(lines[2]) == "2 stages may run. Their trainings took 2 min 0 s before."
+    lines = [line.split(maxsplit=1) for line in launch.foreseen(names).splitlines()]
+    assert lines[2] == ["train@shapes-simple", "not yet run"]
+    assert " ".join(lines[3]).endswith("took 2 min 0 s before, but for 1 not yet run.")
 
 
 def test_a_target_that_is_not_there_is_named(shapes: Project) -> None:
@@ -202,15 +227,72 @@ def test_more_gpus_than_there_are_is_an_error() -> None:
         local.gpu_shares(["0"], 2.0)
 
 
-def a_ray(*nodes: dict[str, float]) -> Any:
-    """What a connection asks of Ray, with such nodes and one that is gone."""
-    board = SimpleNamespace(remote=lambda: None)
-    gone = {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}
-    return SimpleNamespace(
-        nodes=lambda: [gone, *({"Alive": True, "Resources": each} for each in nodes)],
-        remote=lambda **_: lambda _: board,
-        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: 56 * "0"),
-    )
+@pytest.mark.parametrize(
+    ("visible", "per_job", "jobs"), [("0,1,2", 1.0, 3), ("0,1,2", 0.5, 6), ("-1", 1.0, 4)]
+)
+def test_as_many_jobs_run_as_there_are_shares_of_gpus_or_without_one_of_cores(
+    monkeypatch: pytest.MonkeyPatch, visible: str, per_job: float, jobs: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    with local.connected(None, per_job, 2) as connection:
+        assert connection.jobs == connection.slots() == jobs
+    with local.connected(5, per_job, 2) as connection:
+        assert connection.jobs == 5
+
+
+def test_a_stages_command_sees_its_share_of_the_gpus_and_takes_no_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"cmd": "env > ${item}", "outs": ["${item}"]}
+    project = tiny_project(tmp_path / "project", {"train": {"foreach": ["a", "b"], "do": one}})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = []
+    with local.connected(1, 1.0, 2) as connection:
+        for name in ("a", "b"):  # in turn
+            job = {"root": str(project), "stage": f"train@{name}", "outs": [name], "log": "log"}
+            assert connection.outcome(connection.run_here(job)) == {"code": 0, "ran": True}
+            lines = (project / name).read_text().splitlines()
+            assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in lines
+            seen += [line for line in lines if line.startswith("CUDA_VISIBLE_DEVICES=")]
+    assert seen == ["CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"]
+
+
+class FakeRay:
+    """What a connection asks of Ray, with such nodes and one that is gone.
+
+    Attributes:
+        asked: the cores and GPUs of each job that was started.
+    """
+
+    def __init__(self, *nodes: dict[str, float]) -> None:
+        self.alive, self.asked = nodes, list[tuple[float, float]]()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}
+        return [gone, *({"Alive": True, "Resources": each} for each in self.alive)]
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: 56 * "0")
+
+    def remote(self, num_cpus: float, num_gpus: float = 0, **_: Any) -> Any:
+        def start(*arguments: Any) -> None:
+            self.asked.append((num_cpus, num_gpus))
+
+        started = SimpleNamespace(remote=start)
+        return lambda _: SimpleNamespace(options=lambda **_: started, remote=lambda: None)
+
+
+@pytest.mark.parametrize(("most", "gpus"), [({"CPU": 8, "GPU": 2}, 0.5), ({"CPU": 8}, 0)])
+def test_of_a_cluster_only_training_and_evaluation_ask_for_a_gpu_if_there_is_one(
+    most: dict[str, float], gpus: float
+) -> None:
+    ray = FakeRay(most)
+    connection = cluster.Connection(ray, None, 0.5, 3)
+    for stage in ("train@a", "evaluate@a", "plot@b"):
+        connection.run_on_node({"stage": stage})
+    connection.run_trial({"stage": "train@a"})
+    assert ray.asked == [(3, gpus), (3, gpus), (3, 0), (3, gpus)]
 
 
 @pytest.fixture
@@ -282,11 +364,11 @@ def test_outside_of_a_repository_nothing_counts_as_committed(
 def test_a_cluster_has_as_many_slots_as_its_nodes_have_room_for(
     nodes: list[dict[str, float]], jobs: int | None, slots: int
 ) -> None:
-    assert cluster.Connection(a_ray(*nodes), jobs, 1.0, 2).slots() == slots
+    assert cluster.Connection(FakeRay(*nodes), jobs, 1.0, 2).slots() == slots
 
 
 def test_more_than_the_largest_node_has_is_an_error() -> None:
-    ray = a_ray({"CPU": 8, "GPU": 4}, {"CPU": 6, "GPU": 4})
+    ray = FakeRay({"CPU": 8, "GPU": 4}, {"CPU": 6, "GPU": 4})
     with pytest.raises(StageError, match=r"--gpus-per-job must be at most 4.* Received: 8\."):
         cluster.Connection(ray, None, 8.0, 2)
     with pytest.raises(StageError, match=r"--cpus-per-job must be at most 8.* Received: 14\."):
@@ -298,6 +380,18 @@ def test_gpus_are_those_that_the_user_left_visible(monkeypatch: pytest.MonkeyPat
     assert local.visible_gpus() == ["2", "GPU-77"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert local.visible_gpus() == []
+
+
+@pytest.mark.parametrize(("code", "found"), [(0, ["0", "1"]), (9, [])])
+def test_without_that_gpus_are_those_that_nvidia_smi_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, found: list[str]
+) -> None:
+    lines = "GPU 0: NVIDIA H100 (UUID: GPU-1)\\n  MIG 1g.10gb Device 0\\nGPU 1: NVIDIA H100"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{lines}\\n'\nexit {code}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert local.visible_gpus() == found
 
 
 def test_trainings_take_turns_on_a_gpu_and_other_stages_do_not_wait(
@@ -400,6 +494,22 @@ def test_a_stage_starts_as_soon_as_all_that_it_depends_on_is_done(
     monkeypatch.chdir(tmp_path)
     assert launch.Launch(DIAMOND, list(DIAMOND), stages).run() == code
     assert stages.together == together
+
+
+def test_on_a_terminal_each_running_stage_is_a_line_with_its_latest_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"epoch 2\n 10%\r epoch 3  loss 0.5\r\n\n")
+    monkeypatch.setattr(display, "Console", partial(Console, force_terminal=True, width=100))
+    with display.Display(2) as shown:
+        shown.started("train@a")
+        shown.update({"train@a": node.last_line(log)})
+        shown.ended("train@a", "ran")
+    said = capsys.readouterr().out
+    assert "epoch 3  loss 0.5" in said and "10%" not in said
+    assert "[1/2] train@a: done in " in said
+    assert node.last_line(tmp_path / "none") == ""
 
 
 def tiny_project(folder: Path, stages: dict[str, Any]) -> Path:

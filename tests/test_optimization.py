@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import PARAMS
 
 from stages.shared import params
 from stages.training.optimization import (
@@ -16,7 +17,7 @@ from stages.training.optimization import (
     orthogonalized,
 )
 
-RECIPES = {name: recipe.model_dump() for name, recipe in params.load().recipes.items()}
+RECIPES = {name: recipe.model_dump() for name, recipe in params.load(PARAMS).recipes.items()}
 
 
 def rates_of(schedule: dict[str, Any], epochs: int, steps: int, rate: float = 1.0) -> np.ndarray:

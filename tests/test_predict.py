@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import PARAMS
 from keras import layers
 from PIL import Image, ImageOps
 
@@ -152,7 +153,7 @@ def test_what_is_no_image_is_named_and_the_others_are_still_told(
 @pytest.fixture
 def project(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and a variant that has been trained and evaluated."""
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     weights = tmp_path / "results/weights/shapes/shapes-lenet"
     weights.mkdir(parents=True)
     for seed in (1, 2):
@@ -220,7 +221,7 @@ def test_the_command_prints_json_and_fails_if_any_image_does(
 def test_a_variant_that_is_not_trained_and_a_model_that_does_not_fit_are_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StageError, match="dvc repro evaluate@cifar10-lenet"):
         predict.find("cifar10-lenet")

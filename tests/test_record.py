@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,12 @@ def test_only_a_gpu_that_may_be_indeterminate_guarantees_nothing(
     assert device == "H100" if gpus else device.startswith("CPU: ")
     versions = record.versions()
     assert found == {"backend": "tensorflow", "guarantee": guarantee, "versions": versions}
+
+
+def test_the_device_tells_how_many_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert record.describe_device().endswith(", 3 cores")
 
 
 def test_versions_are_those_of_what_computes() -> None:
@@ -110,6 +117,7 @@ def test_a_training_is_as_deterministic_as_its_recipe_says_before_it_starts(
     assert told == [("H100", True), ("A10", True), *asked, 7, 8]
     (environment,) = json.loads(Path("record").read_text())["environment"]
     assert environment["guarantee"] == guarantee
+    assert environment["git_revision"] == "none"  # this folder is no repository
 
 
 def test_the_time_is_that_of_one_seed_and_the_speed_that_of_all() -> None:

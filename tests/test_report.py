@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import PARAMS
 from PIL import Image
 
 from stages.evaluate import describe
@@ -30,7 +30,7 @@ CHARTS = ("curves", "time", "size", "classes", "calibration", "confusion")
 
 def write_project(folder: Path, count: int, evaluated: int) -> list[str]:
     """A params.yaml of so many variants of one dataset, the first ones with results."""
-    known = yaml.safe_load((ROOT / "params.yaml").read_text())
+    known = yaml.safe_load(PARAMS.read_text())
     names = [f"toys-{number:02}" for number in range(count)]
     variant = {"dataset": "toys", "model": "lenet", "config": {}, "recipe": "demo", "seeds": [1, 2]}
     values = {

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import PARAMS
 from dvc.repo.experiments import Experiments
 
 from stages.shared.stage import StageError
 from tools import show
 from tools.results import Revision, revisions
 
-ROOT = Path(__file__).resolve().parents[1]
 METRICS = {
     "accuracy": 0.7182,
     "accuracy_low": 0.7093,
@@ -32,7 +32,7 @@ RECORD = {"train_seconds": 1234.56, "environment": [{"device": "CPU: toy"}]}
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where one of two variants has results; it is the current one."""
-    known = yaml.safe_load((ROOT / "params.yaml").read_text())
+    known = yaml.safe_load(PARAMS.read_text())
     shapes = {"source": "shapes", "train_images": 60, "test_images": 10, "seed": 0}
     variant = {"model": "lenet", "config": {}, "recipe": "demo", "seeds": [1, 2]}
     values = {

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -146,15 +147,13 @@ def test_lock_files_hold_versions_and_hashes_and_no_addresses() -> None:
 
 def test_the_readme_names_every_file_and_every_target() -> None:
     readme = (ROOT / "README.md").read_text()
-    for folder in ("stages", "tools"):
-        for path in (ROOT / folder).rglob("*.py"):
+    for folder in ("stages", "stages/training", "stages/shared", "tools"):
+        for path in (ROOT / folder).glob("*.py"):
             assert path.name in readme, path
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for target in targets:
         assert f"make {target}" in readme, target
     assert "make demo" in readme
-    for name in PARAMS["variants"]:
-        assert f"`{name}`" in readme, name
 
 
 def test_the_readme_has_the_results_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +161,39 @@ def test_the_readme_has_the_results_of_today(monkeypatch: pytest.MonkeyPatch) ->
     readme = (ROOT / "README.md").read_text()
     assert "| `cifar10-air94` |" in readme
     assert readme == tools_readme.updated(readme), "`python -m tools.readme --write`"
+
+
+def test_what_remotes_md_says_finds_damaged_objects(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "remotes.md").read_text()
+    (script,) = re.findall(r"^    (cd files/md5 .*\n.*done)$", page, flags=re.MULTILINE)
+    folder = tmp_path / "files" / "md5"
+    for content, suffix in (
+        (b"good", ""),
+        (b"good list", ".dir"),
+        (b"bad", ""),
+        (b"bad too", ".dir"),
+    ):
+        name = hashlib.md5(content).hexdigest() + suffix
+        (folder / name[:2]).mkdir(parents=True)
+        written = content.replace(b"bad", b"bax")
+        (folder / name[:2] / name[2:]).write_bytes(written)
+    said = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    bad = (hashlib.md5(content).hexdigest() for content in (b"bad", b"bad too"))
+    assert {line.replace("/", "") for line in said.stdout.split()} == {
+        name + suffix for name, suffix in zip(bad, ("", ".dir"), strict=True)
+    }
+
+
+def test_make_clean_leaves_what_a_stage_at_work_needs(tmp_path: Path) -> None:
+    kept = ["checkpoints/v/lock", "results/weights/.v.partial", "data/raw/d", "downloads/d.partial"]
+    removed = ["logs/launch/v.log", "report/index.html", "exports/v/model.onnx", "dvc_plots/a.html"]
+    for file in kept + removed:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    command = ["make", "--file", str(ROOT / "Makefile"), "clean"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(kept)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import PARAMS, ROOT
 
 from stages.shared import params
 from stages.shared.stage import StageError
@@ -22,6 +23,13 @@ from tools.sweep import Range, Sweep, parse, report, the_variant, validation_acc
 
 SECONDS = 300  # no command takes longer, whatever else the machine does
 RATE = "recipes.demo.optimizer.learning_rate"
+
+
+@pytest.fixture(autouse=True)
+def known_params(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has a params.yaml."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("project"))
+    params.PATH.write_bytes(PARAMS.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -83,6 +91,16 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(StageError, match=message):
         Sweep(dict([parse(text)]), STEPS, [f"train@{target}"], None, None)
+
+
+def test_values_are_checked_in_the_combinations_that_are_tried() -> None:
+    keep = "recipes.air94.selection.keep=last,best"  # `best` needs the validation images
+    fraction = "recipes.air94.validation.fraction=0.1"
+    assert Sweep(dict(map(parse, [keep, fraction])), STEPS, ["train@cifar10-air94"], None, 9)
+    lengths = ["from_epochs=[1],[1,2]", "pixels=[32],[24,32]"]
+    space = dict(parse(f"recipes.demo.resolution.{each}") for each in lengths)
+    with pytest.raises(StageError, match=r"params\.yaml with these values is not valid:\n.*demo"):
+        Sweep(space, STEPS, ["train@shapes-lenet"], None, None)
 
 
 def asked(sweep: Sweep, count: int) -> list[dict[str, Any]]:
@@ -163,7 +181,6 @@ def run_scripted(
     connection: Any, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> tuple[Sweep, list[dict[str, Any]]]:
     monkeypatch.setattr("tools.sweep.LOGS", folder)
-    monkeypatch.setattr(Sweep, "check_all", lambda self: None)  # takes half a second for each value
     steps: Any = {"train@shapes-lenet": Step("train@shapes-lenet", (), (), OUTS, (), ())}
     space = dict([parse(f"{RATE}=0.01,0.02,0.04,0.08")])
     sweep = Sweep(space, steps, ["train@shapes-lenet"], None, None)
@@ -237,11 +254,10 @@ def test_an_experiment_may_add_and_remove_parameters(
 
 def test_what_does_not_change_in_params_stays_as_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    file.write_bytes(params.PATH.read_bytes())
+    text = (ROOT / params.PATH).read_text()
+    file.write_text(text)
     node.change(file, {"recipes.demo.epochs": 77})
-    assert file.read_text() == re.sub(
-        r"(\n  demo:.*\n    epochs:) \d+", r"\1 77", params.PATH.read_text(), count=1
-    )
+    assert file.read_text() == re.sub(r"(\n  demo:.*\n    epochs:) \d+", r"\1 77", text, count=1)
 
 
 def test_results_of_other_code_are_not_applied(

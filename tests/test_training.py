@@ -18,8 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 import yaml
+from conftest import PARAMS
 from keras import layers
 
 from stages import stats
@@ -34,8 +34,8 @@ from stages.training.normalization import FusedBatchNormalization
 from stages.training.optimization import learning_rates
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMS = params.load()
-RECIPES = {name: recipe.model_dump() for name, recipe in PARAMS.recipes.items()}
+KNOWN = params.load(PARAMS)
+RECIPES = {name: recipe.model_dump() for name, recipe in KNOWN.recipes.items()}
 VARIANT = {"model": "toy", "config": {}}
 
 
@@ -346,7 +346,6 @@ PROVEN_BY = {
     "resolution": "test_images_may_grow_during_a_training_and_it_still_resumes_bit_for_bit",
     "selection": "test_early_stopping_waits_for_its_patience_and_the_best_epoch_is_kept",
     "test_views": "test_a_saved_model_takes_pixels_and_gives_the_probabilities_of_its_views",
-    "deterministic": "test_operations_are_deterministic_if_the_recipe_says_so",
 }
 
 
@@ -394,7 +393,8 @@ def test_a_training_is_built_as_each_field_of_its_recipe_says(toy_split: Split) 
     }
     for field, (found, expected) in shown.items():
         assert found == expected, field
-    assert shown.keys() | PROVEN_BY.keys() == params.Recipe.model_fields.keys()
+    elsewhere = PROVEN_BY.keys() | {"deterministic"}  # by test_record.py
+    assert shown.keys() | elsewhere == params.Recipe.model_fields.keys()
     assert globals().keys() >= set(PROVEN_BY.values())
 
 
@@ -404,7 +404,7 @@ def test_a_training_of_air_begins_with_whitened_images(toy_split: Split, pixels:
     smooth = (4 * noise + np.roll(noise, 1, axis=1) + np.roll(noise, 1, axis=2)) / 6
     images = (smooth * [1, 0.8, 0.7]).astype(np.uint8)
     split = dataclasses.replace(toy_split, images=images)
-    config = PARAMS.variants["cifar10-air90"].config | {"widths": [8, 8, 8]}
+    config = KNOWN.variants["cifar10-air94"].config | {"widths": [8, 8, 8]}
     variant = {"model": "air", "config": config}
     training = Training(variant, recipe(pixels=pixels), split, stats.compute_stats(images), seed=1)
     first = training.core.get_layer("patches")
@@ -509,6 +509,13 @@ def test_augmented_examples_are_the_first_epochs_first_images(toy_split: Split) 
     np.testing.assert_array_equal(examples, expected)
     changed = start(toy_split, recipe("demo-augmented")).augmented_examples(7)
     assert (changed != expected).any()
+
+
+def test_cutout_fills_with_the_mean_of_the_training_images(toy_split: Split) -> None:
+    training = start(toy_split, recipe(augmentation={"cutout_pixels": 32}))
+    mean = toy_split.images.mean(axis=(0, 1, 2))
+    expected = np.broadcast_to(mean, (3, 32, 32, 3))
+    np.testing.assert_allclose(training.augmented_examples(3), expected, atol=0.51)
 
 
 def test_a_fingerprint_changes_with_facts_and_contents_and_nothing_else(tmp_path: Path) -> None:
@@ -703,20 +710,24 @@ def test_the_command_resumes_writes_its_outputs_and_removes_its_checkpoints(
 
     whole = Training.save
     monkeypatch.setattr(Training, "save", killed)
+    quiet = sys.argv
+    monkeypatch.setattr(sys, "argv", [*quiet, "--verbose"])
     with pytest.raises(KeyboardInterrupt):
         stage.main()
+    said = capsys.readouterr().out
+    assert "91,651" in said  # the summary of the model, which has three classes here
+    for seed, epoch in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        assert f"seed {seed}  epoch {epoch}  loss" in said
     before = {"checkpoints", "params.yaml", "stats.json", "train"}
     assert {path.name for path in project.iterdir()} == before
     assert len(list(project.glob("checkpoints/*/seed-*/*.npz"))) == 4
 
     monkeypatch.setattr(Training, "save", whole)
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--verbose"])
-    assert "91,651" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", quiet)
     stage.main()
     said = capsys.readouterr().out
     assert "Resuming seed 1 after epoch 2" in said
-    assert "92,246" not in said  # three classes here
-    assert "91,651" in said  # the model summary, with --verbose
+    assert "91,651" not in said and "loss" not in said
     assert {path.name for path in project.iterdir()} == before | set(OUTPUTS)
     assert {path.name for path in (project / "checkpoints").iterdir()} == {"lock", "owner"}
 
@@ -785,26 +796,11 @@ def test_a_checkpoint_is_of_everything_that_the_result_depends_on(
     assert len(set(asked)) == 7
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_operations_are_deterministic_if_the_recipe_says_so(
-    project: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
-) -> None:
-    asked: list[bool] = []
-
-    def enable() -> None:
-        asked.append(True)
-
-    def stop(_: bool) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", enable)
-    monkeypatch.setattr(record, "environment", stop)
-    values = yaml.safe_load((project / "params.yaml").read_text())
-    values["recipes"]["r"]["deterministic"] = deterministic
-    (project / "params.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(KeyboardInterrupt):
+def test_a_variant_that_another_process_trains_is_not_trained(project: Path) -> None:
+    held = pytest.raises(StageError, match=f"is held by process {os.getpid()} on ")
+    with checkpoint.only_trainer(Path("checkpoints")), held:
         stage.main()
-    assert asked == [True] * deterministic
+    assert not {path.name for path in project.iterdir()} & {*OUTPUTS}
 
 
 @pytest.mark.parametrize(
@@ -829,6 +825,11 @@ def test_an_unknown_variant_or_a_missing_dataset_is_an_error_before_keras_starts
     monkeypatch.setattr(stage, "import_keras", lambda: pytest.fail("Keras was started"))
     (project / "train/labels.npy").unlink()
     with pytest.raises(StageError, match=r"labels\.npy is missing"):
+        stage.main()
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["variants"]["toy-lenet"]["config"] = {"depth": 3}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(StageError, match=r"toy-lenet\.config\.depth: unknown key"):
         stage.main()
     sys.argv[1] = "toy-lanet"
     with pytest.raises(StageError, match="Did you mean 'toy-lenet'"):

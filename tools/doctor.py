@@ -289,12 +289,14 @@ def check_trainings(folder: Path) -> list[Finding]:
     for variant in sorted((folder / "checkpoints").glob("*/")):
         paths = sorted(variant.glob("*/seed-*/epoch-*.npz"))
         epochs = {path.parent.name: int(path.stem.removeprefix("epoch-")) for path in paths}
+        reached = some(f"{seed} after epoch {epoch}" for seed, epoch in epochs.items())
         if holder := trainer_of(variant):
-            found.append(Finding("ok", f"{variant.name} is being trained by {holder}"))
+            so_far = f" ({reached})" if epochs else ""
+            found.append(Finding("ok", f"{variant.name} is being trained by {holder}{so_far}"))
         elif epochs:
-            reached = some(f"{seed} after epoch {epoch}" for seed, epoch in epochs.items())
             what = f"{variant.name} resumes when it is run again ({reached}), if nothing changed"
-            found.append(Finding("ok", what))
+            given_up = f"`rm -r {variant.relative_to(folder)}` gives it up"
+            found.append(Finding("ok", f"{what}; {given_up}"))
     return found or [Finding("ok", "none is at work, none to resume")]
 
 
@@ -335,7 +337,7 @@ def check_partials(folder: Path) -> list[Finding]:
         return [Finding("ok", "no half-written outputs")]
     if stage_processes(folder):
         return [Finding("ok", f"{len(paths)} outputs are being written: {some(sorted(paths))}")]
-    advice = "Their stages replace them; `make clean` removes them, and all checkpoints too."
+    advice = "Their stages replace them; delete those whose variant is gone."
     return [Finding("warning", f"half-written outputs: {some(sorted(paths))}", advice)]
 
 

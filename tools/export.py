@@ -3,14 +3,15 @@
     python -m tools.export [VARIANT ...] [--out exports]
 
 Both take pixels, uint8 (N, height, width, 3), and give class probabilities, float32 (N, classes),
-by the variant's first seed. They compute in float32, also where the training used bfloat16, which
-few programs can. What was written is loaded again, and must give the network's own probabilities
-for the first 1,000 test images.
+by the variant's first seed; classes.json names the classes in this order. They compute in float32,
+also where the training used bfloat16, which few programs can. What was written is loaded again, and
+must give the network's own probabilities for the first 1,000 test images.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -37,10 +38,12 @@ def main() -> None:
     for name in args.variants or trained():
         model = in_float32(load_model(find(name)[0]))
         dataset = params.load().variant(name).dataset
-        images = np.asarray(load_split(Path("data/raw", dataset, "test")).images[:IMAGES])
+        split = load_split(Path("data/raw", dataset, "test"))
+        images = np.asarray(split.images[:IMAGES])
         with outputs(args.out / name) as (partial,):
             saved, onnx = partial / "saved_model", partial / "model.onnx"
             write(model, saved, onnx)
+            (partial / "classes.json").write_text(json.dumps(list(split.classes)) + "\n")
             expected = model.predict(images, batch_size=len(images), verbose=0)
             differences = {
                 "SavedModel": check(run_saved_model(saved, images), expected, "SavedModel"),

@@ -1,5 +1,6 @@
 """Brings the pipeline up to date, stages that do not depend on each other side by side.
 
+    python -m tools.launch [TARGET ...] --dry-run
     python -m tools.launch [TARGET ...] [--jobs N] [--gpus-per-job F] [--pull]
     python -m tools.launch [TARGET ...] --address ADDRESS          # on the nodes of a Ray cluster
     python -m tools.launch [train@VARIANT] --sweep KEY=VALUES ... [--seeds N] [--trials N]
@@ -22,6 +23,7 @@ from stages.shared.stage import StageError, duration, outputs, run
 from tools import cluster, local, node, pipeline
 from tools.display import WORDS, Display
 from tools.pipeline import Step
+from tools.results import Revision
 
 LOGS = Path("logs/launch")
 POLL_SECONDS = 0.5
@@ -29,7 +31,7 @@ POLL_SECONDS = 0.5
 
 def main() -> None:
     args = parse_arguments()
-    params.load()
+    params.check()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
     if args.pull:
         remote = ["--remote", args.remote] if args.remote else []
@@ -42,6 +44,9 @@ def main() -> None:
     steps, outdated = pipeline.plan(args.targets)
     if not outdated:
         print(f"Up to date: {len(steps)} stages.")
+        return
+    if args.dry_run:
+        print(foreseen(outdated))
         return
     known = list(pipeline.locked())
     source = cluster.elsewhere(args.remote) if args.address else None
@@ -58,6 +63,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Bring the pipeline up to date in parallel.")
     parser.add_argument("targets", nargs="*", help="as for `dvc repro`; everything if none")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
     parser.add_argument(
         "--jobs",
         type=jobs,
@@ -86,6 +92,8 @@ def parse_arguments() -> argparse.Namespace:
         "--trials", type=count, metavar="N", help="how many; all combinations if not"
     )
     args = parser.parse_args()
+    if args.dry_run and (args.pull or args.sweep):
+        parser.error("--dry-run is not for a sweep, and pulls nothing")
     if (args.seeds or args.trials) and not args.sweep:
         parser.error("--seeds and --trials are a sweep's: --sweep KEY=VALUES")
     if args.pull and args.sweep and args.address:
@@ -125,6 +133,24 @@ def share(text: str) -> float:
     if not 0 < value < 1 and not (value >= 1 and value.is_integer()):
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, or whole. Received: {text}")
     return value
+
+
+def foreseen(outdated: list[str]) -> str:
+    """The stages that may have to run, and what their trainings took when they last ran.
+
+    Fewer run if a change makes no difference to what a stage writes, or if DVC has seen the same
+    inputs before.
+    """
+    here = Revision()
+    records = {f"train@{each.variant}": each.record for each in here.results(here.datasets([]))}
+    lines, known, new = [], 0.0, 0
+    for name in outdated:
+        took = sum(each["seconds"] for each in records.get(name, {}).get("trainings", []))
+        known, new = known + took, new + (name in records and not took)
+        said = duration(took) if took else "not yet run" if name in records else ""
+        lines.append(f"{name:<40}  {said}".rstrip())
+    lines.append(f"{len(outdated)} stages may run. Their trainings took {duration(known)} before")
+    return "\n".join(lines) + (f", but for {new} not yet run." if new else ".")
 
 
 def sweep(args: argparse.Namespace) -> int:

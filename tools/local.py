@@ -18,7 +18,7 @@ from stages.shared.stage import StageError
 from tools import node
 
 ENDING_SECONDS = 10
-LEAVING_SECONDS = 5
+LEAVING_SECONDS = 30
 POLL_SECONDS = 0.1
 ON_DEVICE = ("train@", "evaluate@")
 
@@ -118,8 +118,8 @@ def visible_gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    return [str(number) for number, line in enumerate(lines) if line.startswith("GPU ")]
+    lines = done.stdout.splitlines() if done.returncode == 0 else []  # `GPU 0: ...`, and its parts
+    return [line.split(":")[0].removeprefix("GPU ") for line in lines if line.startswith("GPU ")]
 
 
 def gpu_shares(gpus: list[str], per_job: float) -> list[str]:

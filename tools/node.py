@@ -262,14 +262,17 @@ def change(path: Path, values: dict[str, Any]) -> None:
     for key in [key for key, value in values.items() if value is ...]:
         remove(tree, key.split("."))
     for key, value in values.items():
-        if value is ...:
-            continue
-        *sections, last = key.split(".")
-        found = tree
-        for section in sections:
-            found = found.setdefault(section, {})
-        found[last] = value
+        if value is not ...:
+            assign(tree, key.split("."), value)
     yaml.dump(tree, path)
+
+
+def assign(tree: Any, key: list[str], value: Any) -> None:
+    """Sets a leaf, and makes the sections around it that are not there."""
+    *sections, last = key
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = value
 
 
 def remove(tree: Any, key: list[str]) -> None:

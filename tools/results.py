@@ -110,7 +110,7 @@ class Revision:
             StageError: if there is none, or it is not valid here.
         """
         if self.commit is None:
-            params.load()
+            params.check()
         data = self.read(params.PATH)
         values: Any = params.parse(data or b"", f"{self.name}'s {params.PATH}")
         if not is_params(values):

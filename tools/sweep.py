@@ -5,13 +5,13 @@ up to date; nothing of this folder changes but git's list of experiments. Which 
 Optuna's to say. It compares accuracies on validation images: the test images are not read.
 """
 
+import copy
 import csv
 import io
 import itertools
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,10 +155,10 @@ class Sweep:
                 )
 
     def check_all(self) -> None:
-        """Values that are given one by one are all allowed; raises StageError if not."""
-        for key, values in self.space.items():
-            for value in values if isinstance(values, list) else [values.low, values.high]:
-                self.check({key: value} | self.fixed())
+        """All combinations are allowed, of ranges those of their ends; raises StageError if not."""
+        each = [v if isinstance(v, list) else [v.low, v.high] for v in self.space.values()]
+        for combination in itertools.product(*each):
+            self.check(dict(zip(self.space, combination, strict=True)) | self.fixed())
 
     def fixed(self) -> dict[str, Any]:
         """What all trials have in common."""
@@ -167,11 +167,11 @@ class Sweep:
 
     def check(self, values: dict[str, Any]) -> None:
         """Whether params.yaml allows these values."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "params.yaml"
-            path.write_bytes(params.PATH.read_bytes())
-            node.change(path, values)
-            params.check_config(self.variant, params.load(path).variants[self.variant])
+        tree = copy.deepcopy(self.tree)
+        for key, value in values.items():
+            node.assign(tree, key.split("."), value)
+        found = params.validated(tree, f"{params.PATH} with these values")
+        params.check_config(self.variant, found.variants[self.variant])
 
     def ask(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
         """The next trial, and its values, which no trial had before; None if Optuna has no others.

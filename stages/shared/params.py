@@ -278,14 +278,26 @@ def load(path: Path = PATH) -> Params:
     Raises:
         StageError: with every mistake that was found, one per line.
     """
-    data = _read_yaml(path)
+    return validated(_read_yaml(path), str(path))
+
+
+def validated(data: Any, name: str = str(PATH)) -> Params:
+    """Checks what was read from a params.yaml.
+
+    Args:
+        data: all of it.
+        name: what a message calls it.
+
+    Raises:
+        StageError: with every mistake that was found, one per line.
+    """
     problems = list(_dangling(data))
     try:
         params = Params.model_validate(data)
     except pydantic.ValidationError as error:
         problems = [_describe(item) for item in error.errors()] + problems
     if problems:
-        raise StageError("\n  ".join([f"{path} is not valid:", *problems]))
+        raise StageError("\n  ".join([f"{name} is not valid:", *problems]))
     return params
 
 
