@@ -521,6 +521,49 @@ def tiny_project(folder: Path, stages: dict[str, Any]) -> Path:
     return folder
 
 
+def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
+    shapes: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the node has only the training images of what `download` wrote."""
+    shapes.write_params(yaml.safe_load(shapes.text))
+    shapes.repro(TARGET)
+    node_of = tmp_path / "of-the-node"
+    for line in (
+        f"git clone --quiet {shapes.folder} {node_of}",
+        f"{sys.executable} -m dvc remote add --local store {tmp_path / 'store'}",
+        f"{sys.executable} -m dvc push --quiet --remote store stats@shapes download@shapes",
+    ):
+        subprocess.run(line.split(), cwd=shapes.folder, check=True)
+    (steps, _), stage = pipeline.plan([TARGET]), "train@shapes-lenet"
+    for name in ("params.yaml", "dvc.lock", ".dvc/config.local"):
+        shutil.copy(shapes.folder / name, node_of / name)
+    config = (node_of / ".dvc/config.local").read_text()
+    (node_of / ".dvc/config").write_text(config)
+    for line in ("git add --all", "git commit --quiet --message Trained"):
+        subprocess.run(line.split(), cwd=node_of, check=True)
+    monkeypatch.setenv("LAUNCH_FOLDER", str(tmp_path / "node"))
+    job = {
+        "name": "trial",
+        "changes": {"recipes.demo.epochs": 77},
+        "stage": stage,
+        "inputs": list(steps[stage].inputs),
+        "small_outs": list(steps[stage].small_outs),
+        "url": str(node_of),
+        "revision": "HEAD",
+        "remote": "store",
+        "folder": None,
+        "cache": None,
+    }
+    shapes.tell_standin()
+    outcome = node.run_trial(job)
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "remote", "remove", "--local", "store"], check=True
+    )
+    assert outcome["code"] == 0, outcome["log"].decode()
+    assert shapes.ran() == {stage}
+    assert outcome["files"].keys() == set(steps[stage].small_outs)
+
+
 HOLDER = f"""
 import os, time, zc.lockfile
 lock = zc.lockfile.LockFile(".dvc/tmp/rwlock.lock")

@@ -79,11 +79,13 @@ STEPS: Any = {f"train@{key}": None for key in KEYS}
         ("recipes.demo.optimiser.learning_rate=1", "shapes-lenet", "Allowed for 'optimiser': "),
         (f"{RATE}=0.1,-1", "shapes-lenet", f"{RATE}: .* Received: -1"),
         (f"{RATE}=0.1..1", "shapes-lenet", "--trials N must say how many"),
-        ("recipes.air94.epochs=3,4", "cifar10-air94", "validation.fraction must be above 0"),
+        ("recipes.air94.epochs=16,20", "cifar10-air94", "validation.fraction must be above 0"),
         ("variants.shapes-lenet.recipe=demo,air94", "shapes-lenet", "Received: 0, of recipe air94"),
         ("variants.shapes-lenet.recipe=demo,dmo", "shapes-lenet", "Did you mean 'demo'"),
         ("variants.shapes-lenet.dataset=cifar10", "shapes-lenet", "images of one dataset"),
         ("variants.shapes-deep-bn.config.l2=0.1,much", "shapes-deep-bn", "config.l2: .* 'much'"),
+        ("recipes.demo.validation={fraction: 0.0, split: end}", "shapes-lenet", "must be above 0"),
+        ("recipes.demo.validation.fraction=0.0..0.5", "shapes-lenet", "--trials N must say"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(
@@ -91,6 +93,21 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(StageError, match=message):
         Sweep(dict([parse(text)]), STEPS, [f"train@{target}"], None, None)
+
+
+def test_validation_images_may_come_with_the_values() -> None:
+    space = dict([parse("recipes.air94.validation={fraction: 0.1, split: end}")])
+    assert Sweep(space, STEPS, ["train@cifar10-air94"], None, None).count == 1
+    space = dict([parse("recipes.demo.validation.fraction=0.0..0.5")])
+    with pytest.raises(StageError, match=r"above 0\. Received: 0, of recipe demo\.$"):
+        Sweep(space, STEPS, ["train@shapes-lenet"], None, 3)
+
+
+def test_seeds_are_given_in_one_way() -> None:
+    space = dict([parse("variants.shapes-lenet.seeds=[1],[2]")])
+    assert Sweep(space, STEPS, ["train@shapes-lenet"], None, None).count == 2
+    with pytest.raises(StageError, match="--seeds gives all trials their seeds"):
+        Sweep(space, STEPS, ["train@shapes-lenet"], 3, None)
 
 
 def test_values_are_checked_in_the_combinations_that_are_tried() -> None:
@@ -137,7 +154,22 @@ def test_optuna_chooses_within_a_range() -> None:
 def test_a_rounded_value_stays_within_its_range() -> None:
     key = "recipes.demo.optimizer.beta_2"
     sweep = Sweep(dict([parse(f"{key}=0.99949..0.99951")]), STEPS, ["train@shapes-lenet"], None, 20)
-    assert all(0.99949 <= each[key] <= 0.99951 for each in asked(sweep, sweep.count))
+    found = [each[key] for each in asked(sweep, sweep.count)]
+    assert all(0.99949 <= each <= 0.99951 for each in found)
+    assert len(set(found)) > 10
+    assert max(len(str(each)) for each in found) <= len("0.99950123")
+
+
+def test_all_combinations_are_tried_though_optuna_repeats_itself() -> None:
+    space = dict(map(parse, [f"{RATE}=0.1,0.2,0.3,0.4,0.5", "recipes.demo.batch_size=1,2,3,4,5"]))
+    sweep = Sweep(space, STEPS, ["train@shapes-lenet"], None, 24)
+    found = []
+    for _ in range(24):
+        trial, values = sweep.ask() or pytest.fail("none is left")
+        found.append(tuple(values.values()))
+        sweep.asked[sweep.name(values)] = 1 - values[RATE]
+        sweep.study.tell(trial, 1 - values[RATE])
+    assert len(set(found)) == 24
 
 
 OUTS = ("curves.csv", "run.json")
@@ -228,6 +260,20 @@ def test_values_that_params_refuses_together_leave_all_as_it_was(
         apply.put({}, {"evaluate@gone": {}, "plot@shapes": {}}, {"results/metrics.json": b"{}"})
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     assert params.PATH.read_bytes() == text
+
+
+def test_results_of_other_parameters_are_not_applied() -> None:
+    """As of two experiments that change one recipe: neither ran with what both make of it."""
+    text = params.PATH.read_bytes()
+    demo = params.parse(text)["recipes"]["demo"]
+    ran = {"params": {"params.yaml": {"recipes.demo": demo | {"epochs": 7}}}}
+    with pytest.raises(
+        StageError, match=r"these has another recipes\.demo than train@shapes-lenet"
+    ):
+        apply.put({"recipes.demo.batch_size": 9}, {"train@shapes-lenet": ran}, {"new": b""})
+    assert [path.name for path in Path().iterdir()] == ["params.yaml"]
+    assert params.PATH.read_bytes() == text
+    apply.check_params({"lineup": ran, "train@shapes-lenet": {}}, {}, "")
 
 
 def test_an_experiment_may_add_and_remove_parameters(

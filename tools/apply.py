@@ -13,6 +13,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
         variants = params.load(partial).variants
         if gone := [name for name in entries if variant_of(name) not in (None, *variants)]:
             raise StageError(f"{partial} has no variant any more for {', '.join(gone)}.")
+        check_params(entries, params.parse(partial.read_bytes()), str(partial))
         os.replace(partial, params.PATH)
     except StageError as error:
         raise StageError(str(error).replace(str(partial), f"{params.PATH} with these")) from None
@@ -166,6 +168,32 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
     command = [sys.executable, "-m", "dvc", "checkout", "--force", *entries]
     if entries and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise StageError("`dvc checkout` must succeed. See what it says above.")
+
+
+def check_params(entries: dict[str, Any], tree: dict[str, Any], name: str) -> None:
+    """Whether stages ran with the parameters that are to be here; else they would run again.
+
+    Raises:
+        StageError: if not.
+    """
+    for stage, entry in entries.items():
+        if stage.startswith(OF_ALL_VARIANTS):
+            continue  # which take no time
+        for key, value in entry.get("params", {}).get(str(params.PATH), {}).items():
+            if dict(sections(tree)).get(key, ...) != value:
+                raise StageError(
+                    f"{name} has another {key} than {stage} ran with, as when several experiments "
+                    "change one recipe, or it has changed since. Apply one of them, then `dvc "
+                    "repro` what is to have its parameters too."
+                )
+
+
+def sections(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """All of a tree's values, mappings too, by their dotted keys."""
+    for key, value in tree.items():
+        yield f"{path}{key}", value
+        if isinstance(value, dict):
+            yield from sections(value, f"{path}{key}.")
 
 
 def variant_of(stage: str) -> str | None:

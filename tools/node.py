@@ -112,9 +112,9 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     folder, log = base / "trials" / job["name"], base / "logs" / f"{job['name']}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if job["cache"]:
-        fetch, share = ["checkout", "--allow-missing"], ["--no-cache"]
-    else:
-        fetch, share = ["pull", *remote], remote
+        fetch, share, only = ["checkout", "--allow-missing"], ["--no-cache"], []
+    else:  # what its inputs were made from is not here, and not to be made anew
+        fetch, share, only = ["pull", *remote], remote, ["--allow-missing"]
     untracked = [word for path in job["small_outs"] for word in ("--include-untracked", path)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     guard = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))  # of another sweep's trial
@@ -128,7 +128,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             code = git(file, "-C", str(folder), *push)
         for command in (
             [*fetch, *job["inputs"]],
-            ["repro", job["stage"]],
+            ["repro", *only, job["stage"]],
             ["exp", "save", "--force", "--name", job["name"], *untracked, job["stage"]],
             ["exp", "push", "--force", *share, "origin", job["name"]],
         ):

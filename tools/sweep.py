@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 LOGS = Path("logs/sweeps")
 POLL_SECONDS = 0.5
-REPEATS = 100  # in a row, of trials there have been: then there are no others
+REPEATS = 100  # in a row, of trials there have been: then Optuna is taken to have no others
 STARTUP_TRIALS = 8  # at random, before Optuna has something to learn from
 
 
@@ -113,7 +114,8 @@ class Sweep:
         for key in space:
             check_key(self.tree, key)
         self.variant = the_variant(self.tree, list(space), targets)
-        self.check_validation(space)
+        if seeds and f"variants.{self.variant}.seeds" in space:
+            raise StageError("--seeds gives all trials their seeds: leave it out to try others.")
         self.step = steps[f"train@{self.variant}"]
         self.space, self.seeds = space, seeds
         grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
@@ -132,28 +134,6 @@ class Sweep:
         self.asked: dict[str, float | None] = {}  # what came of each trial's name, once it is known
         self.check_all()
 
-    def check_validation(self, space: dict[str, list[Any] | Range]) -> None:
-        """All trials have validation images, of one dataset; raises StageError if not."""
-        place = f"variants.{self.variant}"
-        if f"{place}.dataset" in space:
-            raise StageError(
-                "A sweep compares accuracies on the images of one dataset; it cannot try others. "
-                f"Received: {place}.dataset."
-            )
-        own = self.tree["variants"][self.variant]["recipe"]
-        recipes = space.get(f"{place}.recipe", [own])
-        for recipe in recipes if isinstance(recipes, list) else []:
-            if recipe not in self.tree["recipes"]:
-                continue  # params.yaml's own check names it
-            key = f"recipes.{recipe}.validation.fraction"
-            tried = space.get(key, [self.tree["recipes"][recipe]["validation"]["fraction"]])
-            if 0 in (tried if isinstance(tried, list) else [tried.low]):
-                hint = f" Add `--sweep {key}=0.1`." if recipe == own else ""
-                raise StageError(
-                    "A sweep compares accuracies on validation images, so validation.fraction must "
-                    f"be above 0. Received: 0, of recipe {recipe}.{hint}"
-                )
-
     def check_all(self) -> None:
         """All combinations are allowed, of ranges those of their ends; raises StageError if not."""
         each = [v if isinstance(v, list) else [v.low, v.high] for v in self.space.values()]
@@ -166,15 +146,33 @@ class Sweep:
         return {f"variants.{self.variant}.seeds": seeds} if seeds else {}
 
     def check(self, values: dict[str, Any]) -> None:
-        """Whether params.yaml allows these values."""
+        """Whether params.yaml allows these values, with validation images, of one dataset.
+
+        Raises:
+            StageError: if not.
+        """
         tree = copy.deepcopy(self.tree)
         for key, value in values.items():
             node.assign(tree, key.split("."), value)
         found = params.validated(tree, f"{params.PATH} with these values")
-        params.check_config(self.variant, found.variants[self.variant])
+        variant, before = found.variants[self.variant], self.tree["variants"][self.variant]
+        params.check_config(self.variant, variant)
+        if variant.dataset != before["dataset"]:
+            raise StageError(
+                "A sweep compares accuracies on the images of one dataset; it cannot try others. "
+                f"Received: {variant.dataset}."
+            )
+        if found.recipes[variant.recipe].validation.fraction == 0:
+            key = f"recipes.{variant.recipe}.validation.fraction"
+            missing = variant.recipe == before["recipe"] and key not in values
+            hint = f" Add `--sweep {key}=0.1`." if missing else ""
+            raise StageError(
+                "A sweep compares accuracies on validation images, so validation.fraction must be "
+                f"above 0. Received: 0, of recipe {variant.recipe}.{hint}"
+            )
 
     def ask(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
-        """The next trial, and its values, which no trial had before; None if Optuna has no others.
+        """The next trial, and its values, which no trial had before; None if there are no others.
 
         A repeated trial would give the same bits again: Optuna gets what is known of the first.
         """
@@ -190,6 +188,23 @@ class Sweep:
             known = self.asked[name]
             state = optuna.trial.TrialState.FAIL if known is None else None
             self.study.tell(trial, known, state=state)
+        return self.untried()
+
+    def untried(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
+        """A combination that Optuna repeats others for; None if there is no such, or of ranges."""
+        lists = {key: each for key, each in self.space.items() if isinstance(each, list)}
+        if len(lists) < len(self.space):
+            return None
+        for places in itertools.product(*(range(len(each)) for each in lists.values())):
+            chosen = dict(zip(lists, places, strict=True))
+            values = {key: lists[key][place] for key, place in chosen.items()}
+            if self.name(values) not in self.asked:
+                self.asked[self.name(values)] = None
+                self.study.enqueue_trial(chosen)
+                trial = self.study.ask()
+                for key, each in self.space.items():
+                    _suggest(trial, key, each)
+                return trial, values
         return None
 
     def name(self, values: dict[str, Any]) -> str:
@@ -210,6 +225,8 @@ class Sweep:
                 while left and len(running) < connection.slots():
                     asked = self.ask()
                     if asked is None:
+                        count = f"{self.count - left} of {self.count} trials"
+                        display.console.print(f"No values are left to try after {count}.")
                         left = 0
                         break
                     trial, values = asked
@@ -316,7 +333,11 @@ def _suggest(trial: "optuna.Trial", key: str, values: list[Any] | Range) -> Any:
         return values[trial.suggest_categorical(key, list(range(len(values))))]
     if isinstance(values.low, int) and isinstance(values.high, int):
         return trial.suggest_int(key, values.low, values.high, log=values.log)
-    found = float(f"{trial.suggest_float(key, values.low, values.high, log=values.log):.3g}")
+    found = trial.suggest_float(key, values.low, values.high, log=values.log)
+    if values.log and values.high >= 10 * values.low:
+        found = float(f"{found:.3g}")
+    else:  # to a thousandth of the range
+        found = round(found, 3 - math.floor(math.log10(values.high - values.low)))
     return min(max(found, values.low), values.high)
 
 
