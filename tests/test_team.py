@@ -118,6 +118,7 @@ def changes_a_recipe_and_adds_a_variant(ann: Person) -> None:
     changed = {f"{family}@{name}" for family in ("train", "evaluate") for name in names}
     changed |= {"train@shapes-ann", "evaluate@shapes-ann"}
     assert ann.brings_up_to_date() == changed | {"lineup", TARGET}
+    ann.does("python -m tools.readme --write")
     ann.does('git add --all && git commit -m "Longer trainings"')
     assert "not on remote store" in ann.does("python -m tools.gate", code=1)
     ann.does("dvc push && git push --set-upstream origin longer")
