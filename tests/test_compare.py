@@ -113,6 +113,7 @@ def test_the_verdict_of_several_seeds_is_that_of_their_interval_over_images() ->
         (5, 5, 0.6, 0.12),
         (10, 10, 0.6, 0.12),
         (5, 5, 0.05, 0.2),
+        (5, 3, 0.3, 0.2),
     ],
 )
 def test_variants_that_do_not_differ_are_called_different_in_about_one_of_twenty_cases(
@@ -136,7 +137,7 @@ def test_variants_that_do_not_differ_are_called_different_in_about_one_of_twenty
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped params.yaml, and predictions of two shapes variants on 60 images."""
+    """A params.yaml, and predictions of two shapes variants on 60 images."""
     (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "shapes-lenet", [50, 49])

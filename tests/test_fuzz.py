@@ -589,16 +589,14 @@ SCALARS = """
 
 @cache
 def toy_params() -> dict[str, Any]:
-    """The shipped file's datasets, recipes and variants, but only what two variants need."""
-    shipped = yaml.safe_load(PARAMS.read_text())
-    variants = {key: shipped["variants"][key] for key in VARIANTS}
+    """Datasets, recipes and variants that are known, but only what two variants need."""
+    known = yaml.safe_load(PARAMS.read_text())
+    variants = {key: known["variants"][key] for key in VARIANTS}
     return {
         "datasets": {
-            each["dataset"]: shipped["datasets"][each["dataset"]] for each in variants.values()
+            each["dataset"]: known["datasets"][each["dataset"]] for each in variants.values()
         },
-        "recipes": {
-            each["recipe"]: shipped["recipes"][each["recipe"]] for each in variants.values()
-        },
+        "recipes": {each["recipe"]: known["recipes"][each["recipe"]] for each in variants.values()},
         "variants": variants,
     }
 

@@ -197,6 +197,7 @@ def test_what_may_run_is_told_with_what_it_took(
     assert " ".join(lines[2]) == "2 stages may run. Their trainings took 2 min 0 s before."
     lines = [line.split(maxsplit=1) for line in launch.foreseen(names).splitlines()]
     assert lines[2] == ["train@shapes-simple", "not yet run"]
+    assert launch.foreseen(["lineup"]) == "lineup\n1 stages may run."
     assert " ".join(lines[3]).endswith("took 2 min 0 s before, but for 1 not yet run.")
 
 
@@ -521,8 +522,9 @@ def tiny_project(folder: Path, stages: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("epochs", [6, 77])  # the first is what it was trained with
 def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
-    shapes: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     """Though the node has only the training images of what `download` wrote."""
     shapes.write_params(yaml.safe_load(shapes.text))
@@ -544,7 +546,7 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
     monkeypatch.setenv("LAUNCH_FOLDER", str(tmp_path / "node"))
     job = {
         "name": "trial",
-        "changes": {"recipes.demo.epochs": 77},
+        "changes": {"recipes.demo.epochs": epochs},
         "stage": stage,
         "inputs": list(steps[stage].inputs),
         "small_outs": list(steps[stage].small_outs),

@@ -95,6 +95,14 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(
         Sweep(dict([parse(text)]), STEPS, [f"train@{target}"], None, None)
 
 
+def test_of_very_many_combinations_each_value_is_checked() -> None:
+    blocks = [f"optimizer.beta_{n}=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95" for n in (1, 2)]
+    blocks += ["batch_size=1,2,3,4,5,6,7,8,9,10", "label_smoothing=0,0.1,0.2,0.3,0.4,0.5,2"]
+    space = dict(parse(f"recipes.demo.{each}") for each in blocks)
+    with pytest.raises(StageError, match=r"demo\.label_smoothing: .*Received: 2"):
+        Sweep(space, STEPS, ["train@shapes-lenet"], None, 9)
+
+
 def test_validation_images_may_come_with_the_values() -> None:
     space = dict([parse("recipes.air94.validation={fraction: 0.1, split: end}")])
     assert Sweep(space, STEPS, ["train@cifar10-air94"], None, None).count == 1

@@ -65,7 +65,7 @@ def toy_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def recipe(base: str = "demo", **changes: Any) -> dict[str, Any]:
-    """A recipe of params.yaml, three epochs of three steps; blocks are merged, values replaced."""
+    """A recipe that is known, three epochs of three steps; blocks are merged, values replaced."""
     values = copy.deepcopy(RECIPES[base]) | {"epochs": 3, "batch_size": 18}
     for key, value in changes.items():
         values[key] = values[key] | value if isinstance(value, dict) else value

@@ -7,10 +7,11 @@ better, worse, or no evidence of a difference. Both are for other test images an
 same kind: the variances over images, and over the seeds of each variant, are added. If one of the
 variants has a single seed, it is asked whether that could be one more of the other's (Crawford and
 Howell 1998, doi 10.1076/clin.12.4.482.7241). In simulations without a difference, 2 to 5 % of
-verdicts are wrong, and 7 % with three seeds against one where seeds differ much.
+verdicts are wrong with as many seeds each; where seeds differ much, 8 % with three seeds against
+one, and 13 % with two against one.
 
-With one seed each, two trained models are compared, and not two recipes, by McNemar's exact test on
-the images that only one of them gets right: another seed may turn the result.
+With one seed each, two trained models are compared, and not two recipes: another seed may turn the
+result. p is that of McNemar's exact test on the images that only one of them gets right.
 """
 
 import argparse

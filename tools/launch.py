@@ -136,7 +136,7 @@ def share(text: str) -> float:
 
 
 def foreseen(outdated: list[str]) -> str:
-    """The stages that may have to run, and what their trainings took when they last ran.
+    """The stages that may have to run, and what the trainings among them took when they last ran.
 
     Fewer run if a change makes no difference to what a stage writes, or if DVC has seen the same
     inputs before.
@@ -149,8 +149,11 @@ def foreseen(outdated: list[str]) -> str:
         known, new = known + took, new + (name in records and not took)
         said = duration(took) if took else "not yet run" if name in records else ""
         lines.append(f"{name:<40}  {said}".rstrip())
-    lines.append(f"{len(outdated)} stages may run. Their trainings took {duration(known)} before")
-    return "\n".join(lines) + (f", but for {new} not yet run." if new else ".")
+    total = f"{len(outdated)} stages may run."
+    if records.keys() & set(outdated):
+        total += f" Their trainings took {duration(known)} before"
+        total += f", but for {new} not yet run." if new else "."
+    return "\n".join([*lines, total])
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -220,6 +223,7 @@ class Nodes:
 
     def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
         """Puts a node's results where `dvc repro` looks for them."""
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(outcome["log"])
         if outcome["code"]:
             return

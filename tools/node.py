@@ -114,7 +114,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     if job["cache"]:
         fetch, share, only = ["checkout", "--allow-missing"], ["--no-cache"], []
     else:  # what its inputs were made from is not here, and not to be made anew
-        fetch, share, only = ["pull", *remote], remote, ["--allow-missing"]
+        fetch, share, only = ["pull", *remote], remote, ["--single-item"]
     untracked = [word for path in job["small_outs"] for word in ("--include-untracked", path)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     guard = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))  # of another sweep's trial

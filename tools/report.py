@@ -238,11 +238,10 @@ def comparisons(results: list[Result], several: bool) -> tuple[list[dict[str, An
 def comparison_note(count: int, several: bool, alike: list[str], other: list[str]) -> str:
     how = "Each variant against the first revision's" if several else "The best against each other"
     note = (
-        f"{how}, on the same test images. A difference counts if it would hold with other test "
-        "images (exact McNemar test, with several seeds a t-test of the images' means) and, with "
-        "several seeds, with other seeds (Welch's t-test). Verdicts are corrected for the number "
-        f"of comparisons, {count}{'' if several else ' as the best was not known before'}. "
-        "The interval is the wider one of both, not corrected."
+        f"{how}, on the same test images. The interval and p are for other test images and, with "
+        "several seeds, for other seeds too (t-test; with one seed each, exact McNemar test). "
+        "Verdicts alone are corrected for the number of comparisons, "
+        f"{count}{'' if several else ' as the best was not known before'}."
     )
     if alike:
         note += f" The same images right: {', '.join(alike)}."

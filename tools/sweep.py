@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LOGS = Path("logs/sweeps")
 POLL_SECONDS = 0.5
+CHECKED = 1000  # combinations, which takes seconds
 REPEATS = 100  # in a row, of trials there have been: then Optuna is taken to have no others
 STARTUP_TRIALS = 8  # at random, before Optuna has something to learn from
 
@@ -135,10 +136,19 @@ class Sweep:
         self.check_all()
 
     def check_all(self) -> None:
-        """All combinations are allowed, of ranges those of their ends; raises StageError if not."""
-        each = [v if isinstance(v, list) else [v.low, v.high] for v in self.space.values()]
-        for combination in itertools.product(*each):
-            self.check(dict(zip(self.space, combination, strict=True)) | self.fixed())
+        """All combinations are allowed, of ranges those of their ends; raises StageError if not.
+
+        Of very many, each value beside the first one of every other key.
+        """
+        ends = {k: v if isinstance(v, list) else [v.low, v.high] for k, v in self.space.items()}
+        first = {key: values[0] for key, values in ends.items()}
+        if np.prod([len(values) for values in ends.values()]) <= CHECKED:
+            combinations = itertools.product(*ends.values())
+            tried = [dict(zip(ends, each, strict=True)) for each in combinations]
+        else:
+            tried = [first | {key: value} for key in ends for value in ends[key]]
+        for values in tried:
+            self.check(values | self.fixed())
 
     def fixed(self) -> dict[str, Any]:
         """What all trials have in common."""
