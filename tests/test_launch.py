@@ -140,7 +140,7 @@ def test_an_interrupted_launch_ends_all_that_it_started(
     tree = yaml.safe_load(shapes.text)
     tree["recipes"]["demo"]["epochs"] += 1
     shapes.write_params(tree)
-    shapes.tell_standin(seconds={f"train@{name}": SECONDS for name in SHAPES})
+    shapes.tell_standin(seconds={f"train@{name}": SECONDS for name in tree["variants"]})
     with subprocess.Popen(
         command(TARGET, "--jobs", "2"), cwd=shapes.folder, stderr=subprocess.PIPE, text=True
     ) as process:
