@@ -176,11 +176,12 @@ def check_params(entries: dict[str, Any], tree: dict[str, Any], name: str) -> No
     Raises:
         StageError: if not.
     """
+    here = dict(sections(tree))
     for stage, entry in entries.items():
         if stage.startswith(OF_ALL_VARIANTS):
             continue  # which take no time
         for key, value in entry.get("params", {}).get(str(params.PATH), {}).items():
-            if dict(sections(tree)).get(key, ...) != value:
+            if here.get(key, ...) != value:
                 raise StageError(
                     f"{name} has another {key} than {stage} ran with, as when several experiments "
                     "change one recipe, or it has changed since. Apply one of them, then `dvc "

@@ -6,7 +6,7 @@ Each pair gets the difference in accuracy with its 95 % interval, and one of thr
 better, worse, or no evidence of a difference. Both are for other test images and other seeds of the
 same kind: the variances over images, and over the seeds of each variant, are added. If one of the
 variants has a single seed, it is asked whether that could be one more of the other's (Crawford and
-Howell 1998, doi 10.1076/clin.12.4.482.7241). In simulations without a difference, 2 to 5 % of
+Howell 1998, doi 10.1076/clin.12.4.482.7241). In simulations without a difference, 2 to 6 % of
 verdicts are wrong with as many seeds each; where seeds differ much, 8 % with three seeds against
 one, and 13 % with two against one.
 
