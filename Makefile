@@ -33,7 +33,7 @@ $(STAMP): $(LOCK)
 
 setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits
 	@git config merge.dvc-lock.name "dvc.lock, stage by stage"
-	@git config merge.dvc-lock.driver '"$(abspath $(BIN))/python" -m tools.merge_lock %O %A %B || git merge-file %A %O %B'
+	@git config merge.dvc-lock.driver '"$(abspath $(BIN))/python" -m tools.merge_lock %O %A %B || { git merge-file %A %O %B; false; }'
 	@git config merge.dvc-result.name "ours, until dvc repro writes it anew"
 	@git config merge.dvc-result.driver true
 	@pre-commit install
@@ -83,7 +83,7 @@ gate: $(STAMP)  ## may this branch be merged? needs no data
 	@python -m tools.gate
 
 bench: $(STAMP)  ## the benchmarks, JSON in benchmarks/results; best on an idle machine
-	@dvc repro --quiet evaluate@shapes-lenet plot@shapes
+	@dvc repro --quiet plot@shapes
 	@for each in tutorial to_accuracy torch_air checkpoint_cost overhead floor launch; do \
 		python -m benchmarks.$$each || exit 1; done
 

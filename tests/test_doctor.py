@@ -15,6 +15,8 @@ import filelock
 import psutil
 import pytest
 from conftest import PARAMS
+from dvc.fs import localfs
+from dvc.rwlock import rwlock
 
 from tools import doctor
 
@@ -281,6 +283,13 @@ def write_rwlock(workspace: Path, pid: int) -> None:
     info = {"pid": pid, "cmd": "/x/bin/dvc repro"}
     locks = {"write": {"weights": info}, "read": {"data": [info], "code": [info]}}
     (workspace / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(locks))
+
+
+def test_dvc_notes_its_readers_and_writers_as_the_doctor_reads_them(workspace: Path) -> None:
+    paths = [str(workspace / name) for name in ("data", "weights")]
+    with rwlock(str(workspace / ".dvc/tmp"), localfs, "/x/dvc repro", paths[:1], paths[1:], False):
+        text = only(doctor.check_dvc_locks(workspace), "warning")
+    assert f"process {os.getpid()} (`dvc repro`), but that is another program" in text
 
 
 def test_an_rwlock_entry_of_a_dead_process_is_a_warning(workspace: Path) -> None:

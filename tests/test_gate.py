@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from test_merge_lock import copy_of, git
 
 from stages.shared.stage import StageError
 from tools import changes, doctor, gate
+from tools.results import leaves
 
 TRAINED, OTHER, WAITING = "shapes-lenet", "shapes-simple", "cifar10-lenet"
 METRICS = Path(f"results/metrics/shapes/{TRAINED}.json")
@@ -292,6 +294,21 @@ def test_an_accuracy_that_falls_further_than_allowed_fails(
     only(failures("--max-drop", "1.49"), "more than 1.49")
 
 
+def test_a_fall_within_what_seeds_explain_is_noted(project: Project, failures: Gate) -> None:
+    before = json.loads(METRICS.read_text()) | {"accuracy_std": 0.01, "seeds": 4}
+    METRICS.write_text(json.dumps(before))
+    save(project)
+    git(project, "branch", "--force", "spread", "HEAD")
+    said: list[str] = []
+    for accuracy, fails in ((0.735, False), (0.734, True)):
+        values = before | {"accuracy": accuracy, "accuracy_std": 0.013, "seeds": 5}
+        METRICS.write_text(json.dumps(values))  # its hash is another failure
+        found = failures("--base", "spread", said=said)
+        assert any("fell by" in line for line in found) == fails
+    note = "note     shapes-lenet's accuracy fell by 1.50 points, from 75.00% in spread to 73.50%"
+    assert any(line.startswith(note) and "seeds explain, 1.53" in line for line in said)
+
+
 def test_an_accuracy_that_falls_less_or_rises_passes(project: Project, failures: Gate) -> None:
     measure(project, 0.741)
     assert failures() == []
@@ -303,6 +320,38 @@ def test_a_metric_that_is_gone_fails(project: Project, failures: Gate) -> None:
     edit_lock(lambda stages: stages.pop(f"evaluate@{TRAINED}"))
     METRICS.unlink()
     assert any(f"{TRAINED}'s accuracy was 75.00% in main" in line for line in failures())
+
+
+def with_another_hash(text: str, which: int) -> str:
+    """A dvc.lock with another of the hashes in a training's entry."""
+    start = text.index(f"  train@{TRAINED}:")
+    end = text.find("\n  train@", start + 1)
+    found = [match.start() for match in re.finditer("md5: ", text[start:end])]
+    place = start + found[which] + len("md5: ")
+    return text[:place] + "0" * 8 + text[place + 8 :]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_entry_that_git_mixed_from_two_branches_fails(
+    project: Project, failures: Gate, by_hand: bool
+) -> None:
+    lock = Path("dvc.lock")
+    whole = lock.read_text()
+    for branch, which in (("theirs", -1), ("branch", 0)):  # an output, and an input
+        git(project, "checkout", "--quiet", "--force", "-B", branch, "main")
+        lock.write_text(with_another_hash(whole, which))
+        save(project)
+    assert not any("git mixed" in line for line in failures())
+    git(project, "merge", "--quiet", "--no-edit", "theirs")
+    assert lock.read_text() == with_another_hash(with_another_hash(whole, 0), -1)
+    if by_hand:  # they ran something after it
+        lock.write_text(with_another_hash(lock.read_text(), 1))
+        git(project, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    mixed = [line for line in failures() if "git mixed" in line]
+    if by_hand:
+        assert mixed == []
+    else:
+        only(mixed, f"train@{TRAINED}:", "make setup-git")
 
 
 def test_the_base_is_where_the_branch_left(project: Project, failures: Gate) -> None:
@@ -521,15 +570,20 @@ def test_the_comment_tells_what_changed(project: Project, failures: Gate, tmp_pa
 
 
 def test_the_comment_of_a_branch_that_changes_nothing(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Project, failures: Gate, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gate", "--comment", "-"])
-    gate.main()
-    said = capsys.readouterr()
-    assert said.out.startswith(f"{gate.MARK}\n### gate: passed, 8 stages\n")
+    assert failures("--comment", str(tmp_path / "comment.md")) == []
+    written = (tmp_path / "comment.md").read_text()
+    assert written.startswith(f"{gate.MARK}\n### gate: passed, 8 stages\n")
     for text in ("No metric changed.", "No parameter changed.", "No figure changed."):
-        assert text in said.out
-    assert said.err.splitlines()[-1] == "gate: passed, 8 stages"
+        assert text in written
+
+
+def test_a_comment_is_no_longer_than_github_takes() -> None:
+    found = [gate.Finding("failure", f"{number} {'word ' * 50}") for number in range(1000)]
+    text = gate.comment(found, "gate: 1000 failures", None, "")
+    assert 0.9 * gate.LONGEST < len(text) < 65_536
+    assert text.endswith("word\n\nand more: `python -m tools.gate` has all.\n")
 
 
 def test_a_comment_that_cannot_be_written_is_one_message(project: Project, failures: Gate) -> None:
@@ -567,7 +621,7 @@ def test_only_code_in_a_finding_is_markdown() -> None:
 
 def test_the_paths_of_parameters() -> None:
     tree = {"a": {"b": 1, "c": {}}, "d": [1, {"e": 2}], 3: None}
-    assert dict(changes.leaves(tree)) == {"a.b": 1, "a.c": {}, "d": [1, {"e": 2}], "3": None}
+    assert dict(leaves(tree)) == {"a.b": 1, "a.c": {}, "d": [1, {"e": 2}], "3": None}
 
 
 def test_a_long_table_is_cut() -> None:

@@ -21,7 +21,10 @@ import psutil
 import pytest
 import yaml
 from conftest import PARAMS
+from dvc.fs import localfs
+from dvc.lock import LockError
 from dvc.repo import Repo
+from dvc.rwlock import rwlock
 from rerunning import Project, opened
 from rich.console import Console
 
@@ -448,16 +451,16 @@ class Stages:
     """Runs stages in no time, one after the other, and says which were running together."""
 
     def __init__(self, jobs: int | None = None, failing: str = "", unchanged: str = "") -> None:
-        self.connection = SimpleNamespace(
-            jobs=jobs, finished=self.finished, outcome=self.outcome, cancel=lambda _: None
-        )
+        self.connection = SimpleNamespace(jobs=jobs, finished=self.finished, outcome=self.outcome)
         self.failing, self.unchanged = failing, unchanged
         self.together: list[str] = []
+        self.asked = ""
 
     def start(self, step: Step, log: Path) -> str:
         return step.name
 
     def is_outdated(self, step: Step) -> bool:
+        self.asked += step.name
         return step.name not in self.unchanged
 
     def lines(self, logs: dict[str, Path]) -> dict[str, str]:
@@ -495,6 +498,16 @@ def test_a_stage_starts_as_soon_as_all_that_it_depends_on_is_done(
     monkeypatch.chdir(tmp_path)
     assert launch.Launch(DIAMOND, list(DIAMOND), stages).run() == code
     assert stages.together == together
+
+
+def test_of_what_nothing_ran_before_the_plan_still_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC takes seconds to say it, with hundreds of stages, and meanwhile nothing is started."""
+    monkeypatch.chdir(tmp_path)
+    stages = Stages()
+    assert launch.Launch(DIAMOND, list("bcde"), stages).run() == 0
+    assert stages.asked == "d"
 
 
 def test_on_a_terminal_each_running_stage_is_a_line_with_its_latest_output(
@@ -620,6 +633,16 @@ def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path, impati
     assert outcome == {"code": 0, "ran": True}, log
     assert "Unable to acquire lock" in log
     assert (folder / "ran").read_text() == "once\n"
+
+
+def test_dvc_says_that_a_path_is_busy_in_the_words_that_are_waited_for(tmp_path: Path) -> None:
+    with (
+        rwlock(str(tmp_path), localfs, "one", [], ["/data"], False),
+        pytest.raises(LockError) as refused,
+        rwlock(str(tmp_path), localfs, "two", ["/data"], [], False),
+    ):
+        pass
+    assert any(words.decode() in str(refused.value) for words in node.BUSY)
 
 
 @pytest.mark.parametrize("damaged", ["", "[]"])

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -121,8 +120,9 @@ def test_every_variant_has_a_line_and_its_parameters(make: Callable[..., str]) -
     metrics = json.loads(Path("results/metrics/toys/toys-00.json").read_text())
     assert f'data-value="{metrics["accuracy"]}"' in page
     assert f"{metrics['accuracy']:.2%} ± {metrics['accuracy_std']:.2%}" in page
-    assert page.count("<summary>toys-02</summary>") == 1  # parameters, but no record, no gallery
-    assert page.count("<summary>toys-00</summary>") == 3
+    assert page.count("<summary>toys-02, as params.yaml has it</summary>") == 1
+    assert page.count("<summary>toys-02</summary>") == 0  # no record, no gallery
+    assert page.count("<summary>toys-00</summary>") == 2
 
 
 def test_the_page_asks_for_nothing_outside_of_its_folder(make: Callable[..., str]) -> None:
@@ -162,6 +162,57 @@ def test_confusions_of_many_classes_are_the_most_frequent_ones(
     assert all(value["true"] != value["predicted"] for value in values)
     shares = [value["share"] for value in values]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_each_variant_has_one_style_in_all_charts(make: Callable[..., str]) -> None:
+    make(23)
+    Path("results/details/toys/toys-07.json").unlink()
+    report.main()
+    specs = embedded(Path("report/index.html").read_text(), "specs")
+    names = [f"toys-{number:02}" for number in range(23)]
+    for name, kind in (
+        ("curves", "strokeDash"),
+        ("calibration", "strokeDash"),
+        ("time", "shape"),
+        ("size", "shape"),
+    ):
+        layer = next(each for each in specs[f"toys-{name}"]["layer"] if "params" in each)
+        colour, style = layer["encoding"]["color"], layer["encoding"][kind]
+        assert colour["scale"] == {"domain": names, "scheme": "tableau10"}
+        assert style["scale"]["domain"] == names
+        drawn = [json.dumps(each) for each in style["scale"]["range"]]
+        assert len({(number % 10, each) for number, each in enumerate(drawn)}) == 23
+        there = [each for each in names if each != "toys-07" or name != "calibration"]
+        assert colour["legend"] == style["legend"]  # else there would be two
+        assert colour["legend"]["values"] == there
+
+
+def test_what_is_not_compared_is_told(make: Callable[..., str]) -> None:
+    page = make(3)
+    assert "With one seed each" not in page
+    Path("results/predictions/toys/toys-01.csv").unlink()
+    report.main()
+    page = Path("report/index.html").read_text()
+    assert "No predictions here, left out: toys-01." in page and "<td>toys-0" in page
+    for path in Path("results/predictions/toys").iterdir():
+        path.unlink()
+    report.main()
+    assert "Is the difference real?" not in Path("report/index.html").read_text()
+
+
+def test_single_seeds_are_two_models_and_not_two_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path, 2, 2)
+    results = Revision().results(["toys"])
+    for result in results:
+        found = result.predictions
+        assert found is not None
+        result.predictions = Predictions(found.images, found.right[:1])
+    rows, note = report.comparisons(results, None)
+    assert len(rows) == 1
+    assert "With one seed each, two trained models are compared" in note
 
 
 def test_the_best_variant_is_compared_with_each_other_one(make: Callable[..., str]) -> None:
@@ -231,7 +282,7 @@ def test_files_of_another_run_than_the_metrics_are_noticed(
 
 
 def test_an_unknown_dataset_is_refused(make: Callable[..., str]) -> None:
-    with pytest.raises(StageError, match=r"must be among toys in 'workspace'\. Received: toyz"):
+    with pytest.raises(StageError, match=r"must be among toys\. Received: toyz"):
         make(1, arguments=("toyz",))
 
 
@@ -292,11 +343,18 @@ def test_revisions_are_compared_where_images_are_the_same_and_predictions_are_no
             found = Predictions(found.images[::-1], found.right)
         result.predictions = found
         results.append(result)
-    rows, note = report.comparisons(results, several=True)
+    rows, note = report.comparisons(results, results[0].revision)
     assert [(row["a"], row["b"]) for row in rows] == [("toys-00 (better)", "toys-00 (main)")]
     assert "number of comparisons, 1." in note
     assert "The same images right: toys-00 (alike)." in note
     assert "Other test images, not compared: toys-00 (other)." in note
+    results[0].predictions = None
+    assert report.comparisons(results, results[0].revision) == (
+        [],
+        "No predictions here, left out: toys-00 (main).",
+    )
+    rows, note = report.comparisons(results[1:2] + results[3:], results[1].revision)
+    assert (rows, note) == ([], "Other test images, not compared: toys-00 (other).")
 
 
 def test_an_unknown_revision_is_refused(branches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,6 +429,27 @@ def test_every_chart_is_drawn_and_labelled(
 
 
 @pytest.mark.browser
+def test_a_touch_tells_the_values_of_the_epoch_that_is_touched(
+    make: Callable[..., str], browser: Any
+) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    make(1)
+    open_report(browser)
+    points = browser.find_elements("css selector", "#toys-curves .mark-symbol path[opacity='0']")
+    assert len(points) == 3
+    script = "return document.getElementById('vg-tooltip-element')?.innerText ?? ''"
+
+    def tells(text: str) -> Any:
+        return lambda driver: text in " ".join(driver.execute_script(script).split())
+
+    for epoch, point in enumerate(points, 1):
+        ActionChains(browser).move_to_element(point).perform()
+        WebDriverWait(browser, 30).until(tells(f"epoch {epoch} value {epoch / 4:g}"))
+
+
+@pytest.mark.browser
 def test_without_vega_js_the_rest_of_the_page_works(make: Callable[..., str], browser: Any) -> None:
     make(2)
     Path("report/vega.js").unlink()
@@ -427,12 +506,9 @@ def test_what_differs_between_two_variants_is_listed(
 def test_dvc_plots_are_drawn_without_a_network(branches: Path, browser: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-m", "tools.plots_page"], cwd=branches, check=True)
     command = "dvc plots diff main longest --targets results/curves/shapes/shapes-lenet.csv"
-    result = subprocess.run(
-        command.split(), cwd=branches, env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run(command.split(), cwd=branches, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     browser.get((branches / "dvc_plots/index.html").as_uri())
     marks = "return document.querySelectorAll('.marks path').length"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from conftest import PARAMS
 from dvc.repo.experiments import Experiments
 
 from stages.shared.stage import StageError
-from tools import show
+from tools import results, show
 from tools.results import Revision, revisions
 
 METRICS = {
@@ -92,23 +93,27 @@ def test_a_variant_without_results_is_listed_as_such(
     assert line.split() == ["toys-new", "-", "not", "evaluated", "yet", *"-----"]
 
 
-@pytest.mark.parametrize("read", ["a", "b"])
+@pytest.mark.parametrize("read", ["a", "b", None])
 def test_a_variant_trained_since_its_evaluation_is_listed_as_not_evaluated(
-    project: Path, capsys: pytest.CaptureFixture[str], read: str
+    project: Path, capsys: pytest.CaptureFixture[str], read: str | None
 ) -> None:
-    """As a sweep's trials are: they train, and the baseline's metrics are still there."""
+    """As a sweep's trials are: they train, and the baseline's metrics are still there. After a
+    merge dvc.lock may not even tell what they were of.
+    """
     weights = {"path": "results/weights/toys/toys-done", "md5": "a"}
     stages = {
         "train@toys-done": {"cmd": "train", "outs": [weights]},
         "evaluate@toys-done": {"cmd": "evaluate", "deps": [weights | {"md5": read}]},
     }
+    if read is None:
+        del stages["evaluate@toys-done"]
     (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
-    assert ("not evaluated yet" in printed(capsys, "toys")[4]) == (read == "b")
+    assert ("not evaluated yet" in printed(capsys, "toys")[4]) == (read != "a")
     result, _ = Revision().results(["toys"])
     predictions = result.path("predictions", ".csv")
     predictions.parent.mkdir(parents=True)
     predictions.write_text("seed,index,true,predicted\n1,0,cat,cat\n")
-    if read == "b":
+    if read != "a":
         assert result.predictions is None
     else:  # they are looked at, and are none of the run that the metrics tell of
         with pytest.raises(StageError, match="must be of the run"):
@@ -174,6 +179,13 @@ def test_without_a_record_time_and_device_are_dashes(
     assert printed(capsys, "toys")[4].split()[-3:] == ["2", "-", "-"]
 
 
+def test_a_published_figure_of_something_else_says_of_what() -> None:
+    row = {"variant": "cifar10-shallow", "published": 0.76}
+    assert show.published(row) == "76.00% (another network)"
+    assert show.published(row | {"variant": "cifar10-deep"}) == "76.00%"
+    assert set(results.PUBLISHED_OF) < set(results.PUBLISHED)
+
+
 def test_one_seed_has_no_spread(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = {key: value for key, value in METRICS.items() if key != "accuracy_std"} | {"seeds": 1}
     write(project / "results/metrics/toys/toys-done.json", one)
@@ -195,9 +207,69 @@ def test_experiments_of_one_name_and_several_baselines_are_all_listed(
     monkeypatch.chdir(clone)
     listed = {"a" * 40: [("lr-0.1", "c1"), ("lr-1", "c2")], "b" * 40: [("lr-0.1", "c3")]}
     monkeypatch.setattr(Experiments, "ls", lambda self, all_commits: listed)
+    monkeypatch.setattr(results, "is_readable", lambda experiment: True)
     found = {each.name: each.commit for each in revisions([], experiments=True)}
     expected = {"lr-0.1 (aaaaaaa)": "c1", "lr-0.1 (bbbbbbb)": "c3", "lr-1": "c2"}
     assert found == {"workspace": None} | expected
+
+
+def git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def history(several: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two experiments: one measured a variant anew, the other has a params.yaml of old."""
+    git("init", "--quiet")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "baseline")
+    baseline = git("rev-parse", "HEAD")
+    listed = []
+    for name, path, values in (
+        ("better", "results/metrics/toys/toys-worst.json", METRICS | {"accuracy": 0.95}),
+        ("old", "params.yaml", {"epochs": 3}),
+    ):
+        git("checkout", "--quiet", "--detach", baseline)
+        write(several / path, values)
+        git("commit", "--quiet", "--all", "--message", name)
+        listed.append((name, git("rev-parse", "HEAD")))
+    git("checkout", "--quiet", "--detach", baseline)
+    monkeypatch.setattr(Experiments, "ls", lambda self, all_commits: {baseline: listed})
+    return several
+
+
+def test_of_an_experiment_only_what_it_changed_is_listed(
+    history: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sys.argv[1:] = ["--experiments", "--csv"]
+    show.main()
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    found = [(row["variant"], row["accuracy"]) for row in rows if row["revision"] != "workspace"]
+    assert found == [("toys-worst", "0.95")]
+    assert len(rows) == 1 + 5
+    assert "an experiment is left out: 'old' has no params.yaml that can be read" in said.err
+
+
+def test_a_dataset_that_one_revision_lacks_is_shown_of_the_others(
+    history: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((history / "params.yaml").read_text())
+    values["datasets"]["new"] = values["datasets"]["toys"]
+    values["variants"]["new-one"] = values["variants"]["toys-done"] | {"dataset": "new"}
+    write(history / "params.yaml", values)
+    lines = printed(capsys, "new", "--revs", "HEAD", "workspace")
+    assert [line.split()[0] for line in lines[4:]] == ["new-one"]
+
+
+def test_revisions_without_git_are_an_error(project: Path) -> None:
+    with pytest.raises(StageError, match="not inside of a DVC repository"):
+        revisions(["main"])
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    with pytest.raises(StageError, match="Only supported for Git"):
+        revisions(["main"])
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from stages.shared import params
 from stages.shared.stage import StageError, run
 from tools import node, pipeline
 from tools.git import git
-from tools.results import Revision, leaves, revisions
+from tools.results import Revision, differences, revisions
 
 OF_ALL_VARIANTS = ("lineup", "plot@")
 
@@ -61,11 +61,10 @@ def main() -> None:
 def changed_values(baseline: Revision, revision: Revision) -> dict[str, Any]:
     """The values of params.yaml that are not the baseline's; `...` for one that is gone."""
     before, after = (
-        dict(leaves(params.parse(each.read(params.PATH) or b"{}", f"{each.name}'s {params.PATH}")))
+        params.parse(each.read(params.PATH) or b"{}", f"{each.name}'s {params.PATH}")
         for each in (baseline, revision)
     )
-    gone = dict.fromkeys(before.keys() - after.keys(), ...)
-    return gone | {key: value for key, value in after.items() if before.get(key, ...) != value}
+    return {key: value for key, _, value in differences(before, after)}
 
 
 def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:

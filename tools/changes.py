@@ -13,10 +13,10 @@ from urllib.parse import quote
 from stages.shared import params
 from stages.shared.stage import StageError
 from tools.git import git
-from tools.results import RESULTS, Result, Revision, leaves
+from tools.results import RESULTS, Result, Revision, differences
 from tools.show import interval, markdown
 
-ROWS = 100  # of a table; GitHub takes 65,536 characters of comment
+ROWS = 100  # of a table
 WIDEST = 80  # characters of a value
 
 
@@ -57,7 +57,7 @@ def text(base: Revision, links: str) -> str:
     return "\n".join(written)
 
 
-def measured(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[Measured]:
+def pairs(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[Measured]:
     """The metrics of each variant of two revisions, the base's first."""
     names = dict.fromkeys([*before, *after])
     return [Measured(name, before.get(name), after.get(name)) for name in names]
@@ -69,7 +69,7 @@ def metrics(revision: Revision) -> dict[str, dict[str, Any]]:
     Raises:
         StageError: if a metrics file is not what evaluate writes.
     """
-    results = revision.results(revision.datasets([]))
+    results = revision.results()
     return {result.variant: metrics_of(result) for result in results}
 
 
@@ -89,7 +89,7 @@ def metrics_of(result: Result) -> dict[str, Any]:
 
 def metrics_table(base: Revision) -> str:
     changed = [
-        each for each in measured(metrics(base), metrics(Revision())) if each.before != each.after
+        each for each in pairs(metrics(base), metrics(Revision())) if each.before != each.after
     ]
     rows = []
     for each in changed:
@@ -105,22 +105,17 @@ def metrics_table(base: Revision) -> str:
 
 def parameters_table(base: Revision) -> str:
     rows = [
-        (code(path), *("-" if value is None else code(value) for value in values))
+        (code(path), *("-" if value is ... else code(short(value)) for value in values))
         for path, *values in parameters(base)
     ]
     return table(("parameter", code(base.name), "here"), rows) or "No parameter changed."
 
 
-def parameters(base: Revision) -> list[tuple[str, str | None, str | None]]:
-    """The path, the old and the new value of each parameter that changed; None: it is not there."""
+def parameters(base: Revision) -> list[tuple[str, Any, Any]]:
+    """The key, the old and the new value of each parameter that changed; `...`: it is not there."""
     before = base.read(params.PATH)
-    old = dict(leaves(params.parse(before, f"{base.name}'s {params.PATH}") if before else {}))
-    new = dict(leaves(params.parse(params.PATH.read_bytes())))
-    return [
-        (path, short(old[path]) if path in old else None, short(new[path]) if path in new else None)
-        for path in dict.fromkeys([*old, *new])
-        if path not in old or path not in new or old[path] != new[path]
-    ]
+    old = params.parse(before, f"{base.name}'s {params.PATH}") if before else ...
+    return differences(old, params.parse(params.PATH.read_bytes()))
 
 
 def figures_list(base: Revision, links: str) -> str:

@@ -88,7 +88,7 @@ def load(result: Result) -> Predictions:
     if result.predictions is None:
         path, name = result.path("predictions", ".csv"), result.variant
         made = f"`dvc repro evaluate@{name}` makes it"
-        if name in result.revision.trained_since:
+        if result.revision.read(path) is not None:
             raise StageError(f"{path} is of earlier weights than those of {name} now. {made} anew.")
         raise StageError(
             f"{path} is not there. {made}; `dvc pull` fetches it if a colleague has pushed it."

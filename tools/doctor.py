@@ -48,9 +48,15 @@ NAMED = 3  # of many things, how many a line names
 
 
 class Finding(NamedTuple):
-    level: Literal["ok", "warning", "error"]
+    level: Literal["ok", "warning", "error", "note", "failure"]  # the last two are the gate's
     what: str
     advice: str = ""
+
+    @property
+    def text(self) -> str:
+        """What was found and what to do, in one line."""
+        what = f"{self.what.rstrip('.')}. {self.advice}" if self.advice else self.what
+        return " ".join(what.split())
 
 
 def main() -> None:
@@ -59,7 +65,7 @@ def main() -> None:
     levels = set()
     for name, check in CHECKS.items():
         for finding in findings(check, Path.cwd()):
-            print(line(name, finding), flush=True)
+            print(f"{finding.level:<7}  {name:<9}  {finding.text}", flush=True)
             levels.add(finding.level)
     if "error" in levels:
         sys.exit(1)
@@ -72,12 +78,6 @@ def findings(check: "Check", folder: Path) -> list[Finding]:
     except Exception as error:
         what = f"this check could not be made: {type(error).__name__}: {error}"
         return [Finding("warning", what, "What the other lines say may explain it.")]
-
-
-def line(name: str, finding: Finding) -> str:
-    """A finding as one line of text: its level, its check, what was found, what to do."""
-    text = f"{finding.what.rstrip('.')}. {finding.advice}" if finding.advice else finding.what
-    return f"{finding.level:<7}  {name:<9}  {' '.join(text.split())}"
 
 
 def check_python(folder: Path) -> list[Finding]:
@@ -98,7 +98,7 @@ def check_packages(folder: Path) -> list[Finding]:
     with_cuda = (Path(sys.prefix) / "installed-cuda").exists()
     lock = folder / ("requirements-cuda.txt" if with_cuda else "requirements.txt")
     absent, different = [], []
-    wanted = locked(lock)
+    wanted = requirements_of(lock)
     for requirement in wanted:
         try:
             version = importlib.metadata.version(requirement.name)
@@ -117,7 +117,7 @@ def check_packages(folder: Path) -> list[Finding]:
     return found or [Finding("ok", f"{len(wanted)} packages, all as in {lock.name}")]
 
 
-def locked(path: Path) -> list[Requirement]:
+def requirements_of(path: Path) -> list[Requirement]:
     """The requirements of a lock file that apply to this Python on this system."""
     lines = [text for text in path.read_text().splitlines() if text[:1].isalnum()]
     requirements = [Requirement(text.rstrip("\\ ")) for text in lines]

@@ -18,37 +18,28 @@ import contextlib
 import functools
 import math
 import re
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from stages.shared import params
 from stages.shared.stage import StageError, run
 from tools import changes, doctor
-from tools.doctor import some
-from tools.git import Commit, git
-from tools.pipeline import LOCK, locked
-from tools.results import Revision, leaves
+from tools.doctor import Finding, some
+from tools.git import git
+from tools.pipeline import LOCK, locked, parse_lock
+from tools.results import Commit, Revision, differences
 
 PIPELINE = Path("dvc.yaml")
 BASES = ("origin/main", "main")
 MARK = "<!-- dvc gate -->"  # by which the comment is found again, to be replaced
 MAX_DROP = 1.0  # percentage points
-
-
-class Finding(NamedTuple):
-    level: Literal["failure", "note"]
-    what: str
-    advice: str = ""
-
-    @property
-    def text(self) -> str:
-        what = f"{self.what.rstrip('.')}. {self.advice}" if self.advice else self.what
-        return " ".join(what.split())
+LONGEST = 60_000  # characters of a comment, of which GitHub takes 65,536
 
 
 @dataclass
@@ -102,10 +93,9 @@ def main() -> None:
     failures = [each for each in found if each.level == "failure"]
     if failures:
         summary = f"gate: {len(failures)} failure{'s' * (len(failures) > 1)}"
-    stream = sys.stderr if args.comment == "-" else sys.stdout
     for finding in found:
-        print(f"{finding.level:<7}  {finding.text}", file=stream)
-    print(summary, file=stream)
+        print(f"{finding.level:<7}  {finding.text}")
+    print(summary)
     if args.comment:
         write_comment(args.comment, comment(found, summary, base, args.links))
     if failures:
@@ -125,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     remotes = parser.add_mutually_exclusive_group()
     remotes.add_argument("--remote", metavar="NAME", help="the DVC remote; the default one")
     remotes.add_argument("--no-remote", action="store_true", help="do not look at the remote")
-    parser.add_argument("--comment", metavar="FILE", help="write Markdown there; - is the output")
+    parser.add_argument("--comment", metavar="FILE", help="write Markdown there")
     parser.add_argument(
         "--links", default="", metavar="PREFIX", help="what the figures' addresses begin with"
     )
@@ -182,6 +172,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
             name, store, said = open_remote(repo, args.remote, args.no_remote)
             pipeline.stores = [repo.cache.local, *[store] * (store is not None)]
             found += check_entries(pipeline, base)
+            found += check_merge(pipeline)
             found += check_lock(pipeline)
             found += check_results(pipeline)
             found += said
@@ -256,7 +247,7 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         found.append(Finding("note", what, "`dvc repro NAME` runs one when there is time."))
     if pipeline.left_over:
         what = f"dvc.lock names stages that there are no more: {some(pipeline.left_over)}"
-        found.append(Finding("note", what, "They do no harm, and can be deleted there."))
+        found.append(Finding("note", what, "They only slow DVC down, and can be deleted there."))
     return found
 
 
@@ -310,6 +301,46 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
     return found + extra_files(pipeline)
 
 
+def check_merge(pipeline: Pipeline) -> list[Finding]:
+    """That no entry was mixed from two branches' when git merged dvc.lock by itself, line by line.
+
+    As it does on a server and where nobody called `make setup-git`: code of one branch and outputs
+    of the other may then stand in one entry, which nobody ran and which DVC takes for up to date.
+    """
+    _, *parents = git("rev-list", "--parents", "--max-count=1", "HEAD").split()
+    if len(parents) != 2:
+        return []
+    try:
+        began = git("merge-base", *parents).splitlines()[:1]
+        locks = [Commit(each, each).read(LOCK) or b"" for each in (*began, *parents)]
+        merged = Revision().read(LOCK) or b""
+        if not began or merged != merged_by_lines(*locks):
+            return []  # by the driver, or by people, who ran it
+        ours, theirs = (parse_lock(data, str(LOCK)) for data in locks[1:])
+        entries = parse_lock(merged, str(LOCK))
+    except StageError:  # a shallow clone; or one of them is damaged, which is told where it counts
+        return []
+    mixed = [
+        name
+        for name, entry in entries.items()
+        if name in pipeline.stages and entry not in (ours.get(name), theirs.get(name))
+    ]
+    what = f"{some(mixed)}: git mixed the entries of two branches in dvc.lock, and nobody ran this"
+    advice = "`make setup-git`, then merge anew; `dvc repro`."
+    return [Finding("failure", what, advice)] if mixed else []
+
+
+def merged_by_lines(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+    """What git makes of three versions of a file; None if they conflict."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("ours", "base", "theirs")]
+        for path, data in zip(paths, (ours, base, theirs), strict=True):
+            path.write_bytes(data)
+        command = ["git", "merge-file", "--stdout", *map(str, paths)]
+        asked = subprocess.run(command, capture_output=True, check=False)
+    return None if asked.returncode else asked.stdout
+
+
 def changed(pipeline: Pipeline, dep: Any) -> Iterator[str]:
     """In what a dependency is not as dvc.lock has it for the stage that reads it.
 
@@ -331,7 +362,11 @@ def changed(pipeline: Pipeline, dep: Any) -> Iterator[str]:
     else:
         made = hash_in(pipeline, source, path) if source else hash_of_folder(pipeline, path)
         if made not in (None, dep.hash_info.value):
-            yield f"it was run with another {dep} than dvc.lock says was written"
+            what = f"it was run with another {dep} than dvc.lock says was written"
+            if source is None:
+                what += ", or with another branch's files in it, which `dvc checkout "
+                what += "--allow-missing` removes"
+            yield what
 
 
 def changed_params(dep: Any) -> Iterator[str]:
@@ -340,19 +375,19 @@ def changed_params(dep: Any) -> Iterator[str]:
     if isinstance(status, str):
         yield f"{dep} is {status}"
         return
+    if not status:
+        return
     now, then = dep.read_params(), dep.hash_info.value or {}
     for name in status:
-        old, new = (dict(leaves(side.get(name), name)) for side in (then, now))
         different = [
-            f"{leaf}: {shown(old, leaf)} then, {shown(new, leaf)} now"
-            for leaf in dict.fromkeys([*old, *new])
-            if leaf not in old or leaf not in new or old[leaf] != new[leaf]
+            f"{key}: {shown(a)} then, {shown(b)} now"
+            for key, a, b in differences(then.get(name, ...), now.get(name, ...), name)
         ]
         yield f"it was run with another `{name}` ({some(different)})"
 
 
-def shown(values: dict[str, Any], leaf: str) -> str:
-    return changes.short(values[leaf]) if leaf in values else "nothing"
+def shown(value: Any) -> str:
+    return "nothing" if value is ... else changes.short(value)
 
 
 def hash_in(pipeline: Pipeline, out: Any, path: Path) -> str | None:
@@ -530,7 +565,7 @@ def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
     except StageError as error:  # this branch may be what mends it
         return [Finding("note", f"accuracies are not compared with the base's: {error}")]
     found = []
-    for each in changes.measured(before, changes.metrics(Revision())):
+    for each in changes.pairs(before, changes.metrics(Revision())):
         where = f"{each.variant}'s accuracy"
         if each.after is None:
             if each.before:
@@ -546,8 +581,17 @@ def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
                 f"{base.name} to {each.after['accuracy']:.2%}: more than {max_drop:g}"
             )
             advice = "Find out why; if it is meant, `--max-drop` allows more."
-            found.append(Finding("failure", what, advice))
+            chance = 2 * math.hypot(standard_error(each.before), standard_error(each.after))
+            if -each.points <= chance:
+                what += f", and no more than its seeds explain, {chance:.2f}"
+                advice = "More seeds would tell."
+            found.append(Finding("note" if -each.points <= chance else "failure", what, advice))
     return found
+
+
+def standard_error(metrics: dict[str, Any]) -> float:
+    """Of an accuracy, for other seeds, in percentage points; 0 where there is one seed."""
+    return 100 * (metrics.get("accuracy_std") or 0.0) / math.sqrt(metrics.get("seeds") or 1)
 
 
 def repro(names: list[str]) -> str:
@@ -562,15 +606,16 @@ def comment(found: list[Finding], summary: str, base: Revision | None, links: st
     lines += [f"- **{each.level}**: {changes.escaped(each.text)}" for each in found]
     if base is not None:
         lines += ["", changes.text(base, links)]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    text = "\n".join(lines).rstrip("\n") + "\n"
+    if len(text) > LONGEST:
+        whole_lines = text[:LONGEST].rpartition("\n")[0]
+        text = f"{whole_lines}\n\nand more: `python -m tools.gate` has all.\n"
+    return text
 
 
 def write_comment(path: str, text: str) -> None:
-    if path == "-":
-        print(text, end="")
-        return
     try:
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise StageError(f"--comment must be a file that can be written. {error}.") from None
 

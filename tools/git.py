@@ -1,19 +1,8 @@
-"""What git says, and what it has of a commit."""
+"""What git says."""
 
 import subprocess
-from pathlib import Path
 
 from stages.shared.stage import StageError
-from tools.results import Revision
-
-
-class Commit(Revision):
-    """A commit of which only what git has is read, without DVC: no setting of its can be wrong."""
-
-    def read(self, path: Path) -> bytes | None:
-        command = ("git", "show", f"{self.commit}:{path.as_posix()}")
-        asked = subprocess.run(command, capture_output=True, check=False)
-        return None if asked.returncode else asked.stdout
 
 
 def git(*arguments: str) -> str:

@@ -142,7 +142,7 @@ def foreseen(outdated: list[str]) -> str:
     inputs before.
     """
     here = Revision()
-    records = {f"train@{each.variant}": each.record for each in here.results(here.datasets([]))}
+    records = {f"train@{each.variant}": each.record for each in here.results()}
     lines, known, new = [], 0.0, 0
     for name in outdated:
         took = sum(each["seconds"] for each in records.get(name, {}).get("trainings", []))
@@ -213,7 +213,7 @@ class Nodes:
         return self.connection.run_on_node(job)
 
     def is_outdated(self, step: Step) -> bool:
-        """Its inputs are here: DVC can tell whether they have changed at all."""
+        """Whether it is still so after what ran before it: DVC sees whether its inputs changed."""
         return step.name in pipeline.plan([step.name])[1]
 
     def lines(self, logs: dict[str, Path]) -> dict[str, str]:
@@ -290,7 +290,7 @@ class Launch:
 
     def start(self, name: str) -> None:
         step = self.steps[name]
-        if not self.where.is_outdated(step):
+        if self.state.keys() & set(step.upstream) and not self.where.is_outdated(step):
             self.end(name, "unchanged")
             return
         LOGS.mkdir(parents=True, exist_ok=True)

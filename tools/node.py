@@ -1,4 +1,4 @@
-"""What is done for tools/launch.py here or on a node of a cluster: one stage, by DVC itself.
+"""What is done for a launch or a sweep, here or on a node of a cluster: one stage, by DVC itself.
 
 The caller sends this module to the workers by value: it imports nothing of the project, and a node
 needs no checkout but the one that it makes here. A node of a cluster keeps its clones, one per

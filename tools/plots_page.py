@@ -39,7 +39,7 @@ def main() -> None:
     from dvc.repo import Repo
 
     with outputs(PAGE) as (partial,):
-        partial.write_text(HTML.replace("{script}", vega_script()))
+        partial.write_text(HTML.replace("{script}", vega_script()), encoding="utf-8")
     with Repo(".") as repo, repo.config.edit("local") as config:
         config.setdefault("plots", {})["html_template"] = PAGE.name
     print(f"dvc plots draw on {PAGE}, without a network")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.shared.stage import StageError, duration, outputs, run
 from tools.results import Result, Revision
-from tools.show import interval, markdown, measured
+from tools.show import interval, markdown, measured, published
 
 README = Path("README.md")
 BASE = "cifar10-air90"  # its ablations are the variants whose names begin with this and a dash
@@ -36,9 +36,9 @@ def main() -> None:
     if not args.write:
         print("\n\n".join(tables().values()))
         return
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     with outputs(README) as (partial,):
-        partial.write_text(updated(text))
+        partial.write_text(updated(text), encoding="utf-8")
     print(f"{README} has the results of today")
 
 
@@ -62,7 +62,7 @@ def tables() -> dict[str, str]:
     """In Markdown, `results`: a line for each variant on real data; `ablations`: those of BASE."""
     revision = Revision()
     known = revision.parameters["datasets"]
-    real = [name for name, dataset in known.items() if dataset["source"] == "cifar"]
+    real = [name for name, dataset in known.items() if dataset["source"] != "shapes"]
     results = {result.variant: result for result in revision.results(real)}
     ablations = [name for name in results if name.startswith(f"{BASE}-")]
     compared = [name for name in results if name in {BASE, *ablations}]
@@ -94,8 +94,7 @@ def line(result: Result) -> tuple[str, ...]:
     trained = {each["epochs"] for each in result.record.get("trainings", [])} or {recipe["epochs"]}
     epochs = " to ".join(map(str, sorted({min(trained), max(trained)})))
     precision = recipe["precision"].replace("_", " ")
-    published = "-" if row["published"] is None else f"{row['published']:.2%}"
-    cells = [f"`{result.variant}`", published]
+    cells = [f"`{result.variant}`", published(row)]
     if row["accuracy"] is None:
         cells += ["-", "-", "-", epochs, precision, "-", "-", "-"]
         return tuple(cells)

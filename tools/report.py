@@ -25,8 +25,17 @@ from PIL import Image
 from stages.shared.stage import StageError, duration, outputs, run, size
 from tools import compare
 from tools.plots_page import vega_script
-from tools.results import RESULTS, WORKSPACE, Result, Revision, leaves, revisions
-from tools.show import interval, measured
+from tools.results import (
+    RESULTS,
+    WORKSPACE,
+    Result,
+    Revision,
+    datasets_of,
+    leaves,
+    replaceable,
+    revisions,
+)
+from tools.show import interval, measured, published
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -39,6 +48,11 @@ FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
 PERCENT = {"format": ".0%"}
+COLOURS = 10
+STYLES = {
+    "strokeDash": ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3]),
+    "shape": ("circle", "square", "triangle-up", "diamond"),
+}
 CHOSEN = {
     "name": "chosen",
     "select": {"type": "point", "fields": ["variant"]},
@@ -54,34 +68,19 @@ def main() -> None:
     args = parser.parse_args()
 
     revs = revisions(args.revs)
-    results = [result for rev in revs for result in rev.results(rev.datasets(args.datasets))]
+    datasets = datasets_of(revs, args.datasets)
+    results = [result for rev in revs for result in rev.results(datasets)]
     if not any(result.metrics for result in results):
         raise StageError("There are no results to report yet. `make demo` or `dvc repro` first.")
-    with outputs(replaceable(args.out)) as (partial,):
+    with outputs(replaceable(args.out, "index.html", "vega.js")) as (partial,):
         partial.mkdir()
         write(partial, revs, results)
-        (partial / "vega.js").write_text(vega_script())
+        (partial / "vega.js").write_text(vega_script(), encoding="utf-8")
     evaluated = sum(bool(result.metrics) for result in results)
     print(
         f"report: {evaluated} of {len(results)} variants with results in {args.out / 'index.html'},"
         f" {size(args.out)}"
     )
-
-
-def replaceable(folder: Path) -> Path:
-    """The folder, if a report may take the place of what is there.
-
-    Raises:
-        StageError: if that is something else than an empty folder or an older report.
-    """
-    there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
-    is_other = there and not {"index.html", "vega.js"} <= there
-    if is_other or folder.is_file() or Path.cwd().is_relative_to(folder.resolve()):
-        raise StageError(
-            "--out must be a new folder, an empty one or an older report, which is replaced. "
-            f"Received: {folder}."
-        )
-    return folder.resolve()
 
 
 def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
@@ -94,11 +93,9 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     for dataset, members in by_dataset.items():
         order = list(dict.fromkeys(result.variant for result in members))
         members.sort(key=lambda result: order.index(result.variant))  # its revisions together
-        pairs, note = comparisons([result for result in members if result.metrics], several)
-        evaluated = sorted(
-            (result for result in members if result.metrics),
-            key=lambda result: -result.metrics["accuracy"],
-        )
+        with_metrics = [result for result in members if result.metrics]
+        pairs, note = comparisons(with_metrics, revs[0] if several else None)
+        evaluated = sorted(with_metrics, key=lambda result: -result.metrics["accuracy"])
         charts = make_charts(dataset, evaluated, several)
         specs |= {chart["id"]: chart.pop("spec") for chart in charts}
         datasets.append(
@@ -114,13 +111,16 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     labelled = {label(result, several): result for result in results}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["p"] = lambda p: compare.p_text(p).removeprefix("= ")
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title="CIFAR experiments",
         revisions=revs,
         columns=columns(several),
         datasets=datasets,
         parameters=[
-            {"label": name, "text": yaml.safe_dump(result.parameters, sort_keys=False)}
+            {
+                "label": name if result.is_trained else f"{name}, as params.yaml has it",
+                "text": yaml.safe_dump(result.parameters, sort_keys=False),
+            }
             for name, result in labelled.items()
         ],
         records=[
@@ -136,7 +136,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
             }
         ),
     )
-    (folder / "index.html").write_text(page)
+    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def label(result: Result, several: bool) -> str:
@@ -168,7 +168,7 @@ COLUMNS = (
     Column("revision", "revision", lambda row: row["revision"], ""),
     Column("accuracy", "accuracy", measured),
     Column("95 % interval", "accuracy_low", interval, ""),
-    Column("published", "published", lambda row: f"{row['published']:.2%}"),
+    Column("published", "published", published),
     Column("loss", "loss", lambda row: f"{row['loss']:.3f}"),
     Column("calibration error", "calibration_error", lambda row: f"{row['calibration_error']:.3f}"),
     Column("parameters", "parameters", lambda row: f"{row['parameters']:,}"),
@@ -195,23 +195,29 @@ def cells(result: Result, several: bool) -> list[dict[str, str]]:
     return found
 
 
-def comparisons(results: list[Result], several: bool) -> tuple[list[dict[str, Any]], str]:
+def comparisons(results: list[Result], base: Revision | None) -> tuple[list[dict[str, Any]], str]:
     """The best variant against each other one; of several revisions, each variant's against its
-    own in the first of them. Only those whose predictions this machine has.
+    own in the base. Only those whose predictions this machine has.
 
     Args:
-        results: in the order of their revisions.
-        several: whether they are of several revisions.
+        results: of one revision or several.
+        base: the revision that the others are held against; None if there is only one.
 
     Returns:
-        The comparisons, and what to know about them.
+        The comparisons, and what to know about them; empty if there is nothing to say.
     """
+    several = base is not None
     there = [result for result in results if result.predictions is not None]
+    missing = [label(result, several) for result in results if result.predictions is None]
+    if not there:
+        return [], ""
     if several:
-        first: dict[str, Result] = {}
-        for result in there:
-            first.setdefault(result.variant, result)
-        pairs = [(each, first[each.variant]) for each in there if each is not first[each.variant]]
+        of_base = {result.variant: result for result in there if result.revision is base}
+        pairs = [
+            (each, of_base[each.variant])
+            for each in there
+            if each.revision is not base and each.variant in of_base
+        ]
     else:
         there.sort(key=lambda result: -result.metrics["accuracy"])
         pairs = [(there[0], each) for each in there[1:]]
@@ -232,10 +238,20 @@ def comparisons(results: list[Result], several: bool) -> tuple[list[dict[str, An
         | {"verdict": compare.verdict(found, count)}
         for a, b, found in same
     ]
-    return rows, comparison_note(count, several, alike, other)
+    notes = [comparison_note(rows, count, several)] if rows else []
+    notes += [
+        f"{what}: {', '.join(names)}."
+        for what, names in (
+            ("The same images right", alike),
+            ("Other test images, not compared", other),
+            ("No predictions here, left out", missing),
+        )
+        if names
+    ]
+    return rows, " ".join(notes)
 
 
-def comparison_note(count: int, several: bool, alike: list[str], other: list[str]) -> str:
+def comparison_note(rows: list[dict[str, Any]], count: int, several: bool) -> str:
     how = "Each variant against the first revision's" if several else "The best against each other"
     note = (
         f"{how}, on the same test images. The interval and p are for other test images and, with "
@@ -243,10 +259,11 @@ def comparison_note(count: int, several: bool, alike: list[str], other: list[str
         "Verdicts alone are corrected for the number of comparisons, "
         f"{count}{'' if several else ' as the best was not known before'}."
     )
-    if alike:
-        note += f" The same images right: {', '.join(alike)}."
-    if other:
-        note += f" Other test images, not compared: {', '.join(other)}."
+    if any(row["only_a_right"] is not None for row in rows):
+        note += (
+            " With one seed each, two trained models are compared, and not two recipes: another "
+            "seed may turn the result."
+        )
     return note
 
 
@@ -275,24 +292,47 @@ def chart(values: list[dict[str, Any]], **spec: Any) -> dict[str, Any] | None:
     return base | spec
 
 
-def by_variant(several: bool, results: list[Result]) -> dict[str, Any]:
-    """Colours by variant, dashes by revision; what is clicked on in the legend stands out."""
-    legend = {"orient": "bottom", "columns": 4, "symbolLimit": 0, "labelLimit": 220}
-    few = len({result.variant for result in results}) <= 10
+def by_variant(
+    several: bool, results: list[Result], values: list[dict[str, Any]], kind: str
+) -> dict[str, Any]:
+    """A colour for each variant, the same in all charts, and a dash or shape for each revision; if
+    there is only one, for each ten variants. What is clicked on in the legend stands out.
+
+    Args:
+        values: what the chart draws; the legend has no other variants.
+        kind: `strokeDash` or `shape`.
+    """
+    legend: dict[str, Any] = {"orient": "bottom", "columns": 3, "symbolLimit": 0, "labelLimit": 220}
+    if kind == "strokeDash":
+        legend |= {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2}
+    there = {value["variant"] for value in values}
+    names = sorted({result.variant for result in results})
+    variant = {
+        "field": "variant",
+        "type": "nominal",
+        "title": None,
+        "legend": legend | {"values": [name for name in names if name in there]},
+    }
+    many = several and len(names) > COLOURS
+    scheme = {"scheme": f"tableau{2 * COLOURS if many else COLOURS}"}
     encoding: dict[str, Any] = {
-        "color": {
-            "field": "variant",
-            "type": "nominal",
-            "title": None,
-            "legend": legend,
-            "scale": {"scheme": "tableau10" if few else "tableau20"},
-        },
+        "color": variant | {"scale": {"domain": names} | scheme},
         "opacity": {"condition": {"param": "chosen", "value": 1}, "value": 0.08},
     }
     if several:
-        dashes = {"field": "revision", "type": "nominal", "title": "Revision", "legend": legend}
-        encoding["strokeDash"] = dashes
+        revision = {"field": "revision", "type": "nominal", "title": "Revision"}
+        encoding[kind] = revision | {"legend": legend}
+    elif len(names) > COLOURS:
+        styles = STYLES[kind]
+        drawn = [styles[place // COLOURS % len(styles)] for place in range(len(names))]
+        encoding[kind] = variant | {"scale": {"domain": names, "range": drawn}}
     return encoding
+
+
+def told(encoding: dict[str, Any]) -> dict[str, Any]:
+    """A layer that is not seen: points that tell their values by a touch, as a line cannot."""
+    mark = {"type": "point", "filled": True, "size": 80, "opacity": 0}
+    return {"mark": mark | {"tooltip": {"content": "data"}}, "encoding": encoding}
 
 
 def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
@@ -320,6 +360,20 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
         ]
     there = [t for t in titles.values() if any(value["measure"] == t for value in values)]
     few = max((value["epoch"] for value in values), default=0) <= FEW_EPOCHS
+    place = {
+        "x": {
+            "field": "epoch",
+            "type": "quantitative",
+            "title": "Epoch",
+            "axis": {"tickMinStep": 1},
+        },
+        "y": {
+            "field": "value",
+            "type": "quantitative",
+            "title": "Loss, or share of images",
+            "scale": {"zero": False},
+        },
+    }
     return chart(
         values,
         params=[
@@ -333,23 +387,10 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
         layer=[
             {
                 "params": [CHOSEN],
-                "mark": {"type": "line", "point": few, "tooltip": True},
-                "encoding": {
-                    "x": {
-                        "field": "epoch",
-                        "type": "quantitative",
-                        "title": "Epoch",
-                        "axis": {"tickMinStep": 1},
-                    },
-                    "y": {
-                        "field": "value",
-                        "type": "quantitative",
-                        "title": "Loss, or share of images",
-                        "scale": {"zero": False},
-                    },
-                    **by_variant(several, results),
-                },
-            }
+                "mark": {"type": "line", "point": few},
+                "encoding": place | by_variant(several, results, values, "strokeDash"),
+            },
+            told(place),
         ],
     )
 
@@ -373,9 +414,10 @@ def cost_chart(results: list[Result], several: bool, cost: str) -> dict[str, Any
         "scale": {"type": "log", "nice": True, "padding": 30},
         "axis": {"format": "~s", "tickCount": 5, "grid": False},
     }
-    y = {"type": "quantitative", "scale": {"zero": False, "padding": 15}, "axis": PERCENT}
-    colours = by_variant(several, results)
-    colours.pop("strokeDash", None)
+    y = {"type": "quantitative", "scale": {"zero": False, "padding": 15}}
+    y |= {"axis": {"format": "~%"}}  # as many digits as it takes
+    colours = by_variant(several, results, values, "shape")
+    shape = {"shape": colours.pop("shape")} if "shape" in colours else {}
     layers: list[dict[str, Any]] = [
         {
             "mark": "rule",
@@ -392,8 +434,8 @@ def cost_chart(results: list[Result], several: bool, cost: str) -> dict[str, Any
             "encoding": {
                 "x": x,
                 "y": y | {"field": "accuracy", "title": "Test accuracy, 95 % interval"},
-                **({"shape": {"field": "revision", "title": "Revision"}} if several else {}),
                 **colours,
+                **shape,
             },
         },
     ]
@@ -472,6 +514,10 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
         if each["images"] >= CALIBRATION_IMAGES
     ]
     share = {"type": "quantitative", "axis": PERCENT, "scale": {"domain": [0, 1]}}
+    place = {
+        "x": share | {"field": "confidence", "title": CONFIDENCE},
+        "y": share | {"field": "accuracy", "title": "Share that is right"},
+    }
     return chart(
         values,
         layer=[
@@ -485,13 +531,10 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
             },
             {
                 "params": [CHOSEN],
-                "mark": {"type": "line", "point": True, "tooltip": {"content": "data"}},
-                "encoding": {
-                    "x": share | {"field": "confidence", "title": CONFIDENCE},
-                    "y": share | {"field": "accuracy", "title": "Share that is right"},
-                    **by_variant(several, results),
-                },
+                "mark": {"type": "line", "point": True},
+                "encoding": place | by_variant(several, results, values, "strokeDash"),
             },
+            told(place),
         ],
     )
 
@@ -554,7 +597,8 @@ def confusion_bars() -> dict[str, Any]:
 
 
 def confusion_matrix(classes: list[str]) -> dict[str, Any]:
-    shade = {"field": "share", "type": "quantitative", "legend": None, "scale": {"scheme": "blues"}}
+    scale = {"scheme": "blues", "domain": [0, 1]}
+    shade = {"field": "share", "type": "quantitative", "legend": None, "scale": scale}
     dark = {"test": "datum.share > 0.5", "value": "white"}
     return {
         "encoding": {

@@ -6,6 +6,7 @@ Files that git has are read from git; what DVC keeps, from its cache or a remote
 import csv
 import io
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,13 +19,14 @@ import numpy as np
 
 from stages.shared import params
 from stages.shared.stage import StageError
-from tools.pipeline import LOCK, parse_lock
+from tools.git import git
+from tools.pipeline import LOCK, opened, parse_lock
 
 RESULTS = Path("results")
 WORKSPACE = "workspace"
 SAME_ACCURACY = 1e-6
 
-PUBLISHED = {  # test accuracies as their sources give them; shown beside ours, never computed with
+PUBLISHED = {  # accuracies as their sources give them; shown beside ours, never computed with
     "cifar10-simple": 0.7182,
     "cifar10-deep": 0.8018,
     "cifar10-deep-6epoch": 0.6951,
@@ -33,7 +35,11 @@ PUBLISHED = {  # test accuracies as their sources give them; shown beside ours, 
     "cifar10-convnet": 0.6948,
     "cifar10-resnet20": 0.9125,
     "cifar100-deep-bn": 0.60,
-    "cifar100-convnet": 0.35,  # on validation images
+    "cifar100-convnet": 0.35,
+}
+PUBLISHED_OF = {  # where ours, on test images, is not of the same
+    "cifar10-shallow": "another network",
+    "cifar100-convnet": "validation images",
 }
 
 
@@ -129,9 +135,10 @@ class Revision:
 
     @cached_property
     def trained_since(self) -> set[str]:
-        """The variants whose weights are others than those that evaluate read, by dvc.lock.
+        """The variants whose weights are not those that evaluate read, by dvc.lock.
 
-        Such are a sweep's trials, and what `dvc repro train@V` has just trained.
+        Such are a sweep's trials, what `dvc repro train@V` has just trained, and what was trained
+        anew after two branches that had both changed it were merged.
 
         Raises:
             StageError: if dvc.lock is damaged.
@@ -139,36 +146,51 @@ class Revision:
         found = set()
         for name, entry in self.locked.items():
             stage, _, variant = name.partition("@")
-            if stage != "train" or f"evaluate@{variant}" not in self.locked:
+            if stage != "train":
                 continue
             written = {out["path"]: out.get("md5") for out in entry.get("outs", [])}
-            read = self.locked[f"evaluate@{variant}"].get("deps", [])
-            if any(written.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read):
+            evaluated = self.locked.get(f"evaluate@{variant}", {})
+            read = {dep["path"]: dep.get("md5") for dep in evaluated.get("deps", [])}
+            if not read or any(written.get(path, md5) != md5 for path, md5 in read.items()):
                 found.add(variant)
         return found
 
-    def datasets(self, wanted: list[str]) -> list[str]:
-        """The wanted ones, or all if none is named.
+    @property
+    def datasets(self) -> list[str]:
+        """The names of all datasets."""
+        return list(self.parameters["datasets"])
 
-        Raises:
-            StageError: if this revision has no such dataset.
-        """
-        known = list(self.parameters["datasets"])
-        if unknown := [name for name in wanted if name not in known]:
-            raise StageError(
-                f"Datasets must be among {', '.join(known)} in '{self.name}'. "
-                f"Received: {', '.join(unknown)}."
-            )
-        return wanted or known
-
-    def results(self, datasets: Iterable[str]) -> list["Result"]:
-        """One for each variant of these datasets, also for those without results yet."""
+    def results(self, datasets: Iterable[str] | None = None) -> list["Result"]:
+        """One for each variant of these datasets or of all, also for those without results yet."""
         return [
             Result(self, dataset, name)
-            for dataset in datasets
+            for dataset in (self.datasets if datasets is None else datasets)
             for name, variant in self.parameters["variants"].items()
             if variant["dataset"] == dataset
         ]
+
+
+class Commit(Revision):
+    """A commit of which only what git has is read, without DVC: no setting of its can be wrong."""
+
+    def read(self, path: Path) -> bytes | None:
+        command = ("git", "show", f"{self.commit}:{path.as_posix()}")
+        asked = subprocess.run(command, capture_output=True, check=False)
+        return None if asked.returncode else asked.stdout
+
+
+class Experiment(Commit):
+    """One of `dvc exp`, with the variants whose metrics or run records it changed."""
+
+    @cached_property
+    def changed(self) -> set[str]:
+        """These variants."""
+        folders = [(RESULTS / kind).as_posix() for kind in ("metrics", "runs")]
+        paths = git("diff", "--name-only", f"{self.commit}^", str(self.commit), "--", *folders)
+        return {Path(path).stem for path in paths.splitlines()}
+
+    def results(self, datasets: Iterable[str] | None = None) -> list["Result"]:
+        return [each for each in super().results(datasets) if each.variant in self.changed]
 
 
 @dataclass(frozen=True)
@@ -268,8 +290,9 @@ class Result:
         return variant | {"recipe": trained.get(f"recipes.{name}") or known["recipes"][name]}
 
     @property
-    def published(self) -> float | None:
-        return PUBLISHED.get(self.variant)
+    def is_trained(self) -> bool:
+        """Whether dvc.lock has its training."""
+        return f"train@{self.variant}" in self.revision.locked
 
     @property
     def row(self) -> dict[str, Any]:
@@ -291,7 +314,7 @@ class Result:
                     "seeds",
                 )
             },
-            "published": self.published,
+            "published": PUBLISHED.get(self.variant),
             "train_seconds": self.record.get("train_seconds"),
             "images_per_second": self.record.get("images_per_second"),
             "device": environment.get("device"),
@@ -319,6 +342,25 @@ class Result:
         return self.revision.read_json(self.path(kind, ".json"))
 
 
+def replaceable(folder: Path, *marks: str) -> Path:
+    """The folder that `--out` names, if what is written may take the place of what is there.
+
+    Args:
+        marks: the names of files that every older output of the kind has.
+
+    Raises:
+        StageError: if something else is there.
+    """
+    there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    is_other = there and not there.issuperset(marks)
+    if is_other or folder.is_file() or Path.cwd().is_relative_to(folder.resolve()):
+        raise StageError(
+            "--out must be a new folder, an empty one or one that was written so before, which is "
+            f"replaced. Received: {folder}."
+        )
+    return folder.resolve()
+
+
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a tree of parameters with its dotted key; a list, or an empty tree, is one."""
     if not isinstance(tree, dict) or not tree:
@@ -326,6 +368,18 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in tree.items():
         yield from leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted key of each leaf that is not alike in two trees, with both values; `...` is none.
+
+    Args:
+        old, new: of parameters; `...` for a tree that is not there.
+        path: what all keys begin with.
+    """
+    before, after = ({} if tree is ... else dict(leaves(tree, path)) for tree in (old, new))
+    pairs = {key: (before.get(key, ...), after.get(key, ...)) for key in [*before, *after]}
+    return [(key, a, b) for key, (a, b) in pairs.items() if a is ... or b is ... or a != b]
 
 
 def is_params(values: Any) -> bool:
@@ -356,11 +410,10 @@ def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]
     names = list(dict.fromkeys(names))
     if not names and not experiments:
         return [Revision()]
-    from dvc.repo import Repo
     from dvc.scm import RevError, resolve_rev
 
-    found = {}
-    with Repo(".") as repo:
+    found: dict[str, Revision] = {}
+    with opened() as repo:
         for name in names or [WORKSPACE]:
             try:
                 commit = None if name == WORKSPACE else resolve_rev(repo.scm, name)
@@ -377,5 +430,31 @@ def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]
             for baseline, each in listed.items():
                 for name, commit in each:  # a baseline has a name once; several may have it
                     unique = name if given[name] == 1 else f"{name} ({baseline[:7]})"
-                    found[unique] = Revision(unique, commit)
+                    experiment = Experiment(unique, commit)
+                    if is_readable(experiment):
+                        found[unique] = experiment
     return list(found.values())
+
+
+def is_readable(experiment: Experiment) -> bool:
+    """Whether its params.yaml can be read; if not, a warning says that it is left out."""
+    try:
+        return bool(experiment.parameters)
+    except StageError as error:
+        print(f"warning: an experiment is left out: {error}", file=sys.stderr)
+        return False
+
+
+def datasets_of(revisions: Iterable[Revision], wanted: Iterable[str]) -> list[str]:
+    """The wanted ones of all that any of these revisions has, or all if none is wanted.
+
+    Raises:
+        StageError: if none of them has a dataset that is wanted.
+    """
+    known = dict.fromkeys(name for revision in revisions for name in revision.datasets)
+    wanted = dict.fromkeys(wanted)
+    if unknown := [name for name in wanted if name not in known]:
+        raise StageError(
+            f"Datasets must be among {', '.join(known)}. Received: {', '.join(unknown)}."
+        )
+    return list(wanted or known)

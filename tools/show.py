@@ -3,7 +3,7 @@
     python -m tools.show [DATASET ...] [--sort COLUMN] [--revs REV ...] [--experiments]
                          [--md | --csv | --json]
 
-Reads only what git has: params.yaml, results/metrics and results/runs.
+Reads only what git has: params.yaml, dvc.lock, results/metrics and results/runs.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from stages.shared.stage import run
-from tools.results import RESULTS, Result, revisions
+from tools.results import PUBLISHED_OF, RESULTS, Result, datasets_of, revisions
 
 HEADER = ("variant", "accuracy", "95 % interval", "loss", "parameters", "seeds", "s/seed", "device")
 SORTABLE = ("accuracy", "loss", "parameters", "seeds", "train_seconds", "variant")
@@ -23,7 +23,7 @@ BEST_FIRST = {"accuracy"}
 def main() -> None:
     args = parse_arguments()
     revs = revisions(args.revs, args.experiments)
-    datasets = list(dict.fromkeys(d for rev in revs for d in rev.datasets(args.datasets)))
+    datasets = datasets_of(revs, args.datasets)
     tables = {
         dataset: ordered(
             [result for rev in revs for result in rev.results([dataset])],
@@ -94,6 +94,14 @@ def measured(row: dict[str, Any]) -> str:
 def interval(row: dict[str, Any]) -> str:
     """The 95 % interval of an accuracy."""
     return f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
+
+
+def published(row: dict[str, Any]) -> str:
+    """A source's accuracy, and of what it is if ours is not of the same."""
+    if row["published"] is None:
+        return "-"
+    of = PUBLISHED_OF.get(row["variant"])
+    return f"{row['published']:.2%}" + (f" ({of})" if of else "")
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
