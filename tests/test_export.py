@@ -103,6 +103,38 @@ def test_float32_is_used_throughout() -> None:
     assert {layer.compute_dtype for layer in layers} <= {"float32", "uint8"}
 
 
+def test_others_are_exported_though_one_cannot_be(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project, whole_model("float32", 1))
+    monkeypatch.setattr(sys, "argv", ["export", "shapes-simple", "shapes-lenet"])
+    with pytest.raises(StageError, match=r"^shapes-simple: .*seed-1\.keras is not there"):
+        export.main()
+    assert capsys.readouterr().out.startswith("export shapes-lenet: exports/shapes-lenet, ")
+
+
+def test_an_export_takes_the_place_of_nothing_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project, whole_model("float32", 1))
+    monkeypatch.setattr(sys, "argv", ["export", "--out", "results/weights/shapes"])
+    with pytest.raises(
+        StageError, match=r"--out must be .*Received: results/weights/shapes/shapes-lenet\."
+    ):
+        export.main()
+    assert [path.name for path in Path("results/weights/shapes").rglob("*.*")] == ["seed-1.keras"]
+
+
+def test_weights_of_another_training_than_the_record_are_not_exported(project: Path) -> None:
+    train(project, whole_model("float32", 1))
+    record = project / "results/runs/shapes/shapes-lenet.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"trainings": [{"seed": 1, "weights_sha256": "0" * 64}]}))
+    with pytest.raises(StageError, match=r"must be of the training that .*`dvc checkout results/w"):
+        export.main()
+    assert not (project / "exports").exists()
+
+
 def test_nothing_trained_is_an_error(project: Path) -> None:
     with pytest.raises(StageError, match="no trained variants here"):
         export.main()

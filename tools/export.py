@@ -23,7 +23,8 @@ from stages.evaluate import load_model
 from stages.shared import params
 from stages.shared.dataset import load_split
 from stages.shared.stage import StageError, outputs, run, size
-from tools.predict import find
+from tools.predict import find, weights_of
+from tools.results import replaceable
 
 IMAGES = 1000
 TOLERANCE = 1e-4  # between probabilities, for another order of additions
@@ -35,25 +36,44 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("exports"), help="the folder to write")
     args = parser.parse_args()
 
+    problems = []
     for name in args.variants or trained():
-        model = in_float32(load_model(find(name)[0]))
-        dataset = params.load().variant(name).dataset
-        split = load_split(Path("data/raw", dataset, "test"))
-        images = np.asarray(split.images[:IMAGES])
-        with outputs(args.out / name) as (partial,):
-            saved, onnx = partial / "saved_model", partial / "model.onnx"
-            write(model, saved, onnx)
-            (partial / "classes.json").write_text(json.dumps(list(split.classes)) + "\n")
-            expected = model.predict(images, batch_size=len(images), verbose=0)
-            differences = {
-                "SavedModel": check(run_saved_model(saved, images), expected, "SavedModel"),
-                "ONNX": check(run_onnx(onnx, images), expected, "ONNX file"),
-            }
-        found = ", ".join(f"{form} {value:.1e}" for form, value in differences.items())
-        print(
-            f"export {name}: {args.out / name}, {size(args.out / name)}; greatest difference of a "
-            f"probability on {len(images):,} test images: {found}"
-        )
+        try:
+            print(f"export {name}: {export(name, args.out / name)}")
+        except StageError as error:  # the others are exported all the same
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise StageError("\n".join(problems))
+
+
+def export(name: str, folder: Path) -> str:
+    """Writes a variant's formats into a folder of its own; returns what to say of them.
+
+    Raises:
+        StageError: if it has not been trained here, the folder holds something else, or what was
+            written gives other probabilities.
+    """
+    import keras
+
+    path, _ = find(name)
+    model = in_float32(load_model(path))
+    split = load_split(Path("data/raw", path.parent.parent.name, "test"))
+    images = np.asarray(split.images[:IMAGES])
+    with outputs(replaceable(folder, "saved_model", "model.onnx")) as (partial,):
+        saved, onnx = partial / "saved_model", partial / "model.onnx"
+        write(model, saved, onnx)
+        (partial / "classes.json").write_text(json.dumps(list(split.classes)) + "\n")
+        expected = model.predict(images, batch_size=len(images), verbose=0)
+        differences = {
+            "SavedModel": check(run_saved_model(saved, images), expected, "SavedModel"),
+            "ONNX": check(run_onnx(onnx, images), expected, "ONNX file"),
+        }
+    keras.utils.clear_session()  # else all networks stay in memory
+    found = ", ".join(f"{form} {value:.1e}" for form, value in differences.items())
+    return (
+        f"{folder}, {size(folder)}; greatest difference of a probability on {len(images):,} test "
+        f"images: {found}"
+    )
 
 
 def trained() -> list[str]:
@@ -62,11 +82,8 @@ def trained() -> list[str]:
     Raises:
         StageError: if there are none.
     """
-    found = []
-    for name in params.load().variants:
-        with contextlib.suppress(StageError):
-            find(name)
-            found.append(name)
+    variants = params.load().variants
+    found = [name for name, variant in variants.items() if weights_of(name, variant).exists()]
     if not found:
         raise StageError("There are no trained variants here. `make demo` or `dvc pull` first.")
     return found

@@ -9,6 +9,7 @@ the exit status is 1 if any file could not be read.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import sys
@@ -21,8 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.evaluate import load_model
 from stages.shared import params
 from stages.shared.stage import StageError, run
+from tools.results import RESULTS, Result, Revision
 
-RESULTS = Path("results")
 STANDARD_INPUT = "-"
 BATCH = 500
 
@@ -50,16 +51,36 @@ def find(model: str) -> tuple[Path, list[str]]:
     """The file of a variant's first seed, or the file given; and the names of its classes.
 
     Raises:
-        StageError: if there is no such variant, or it has not been trained here.
+        StageError: if there is no such variant, it has not been trained here, or the weights here
+            are of another training than its run record.
     """
     path = Path(model)
     if path.suffix == ".keras":
         return path, class_names(path.parent.parent.name, path.parent.name)
     variant = params.load().variant(model)
-    path = RESULTS / "weights" / variant.dataset / model / f"seed-{variant.seeds[0]}.keras"
+    path = weights_of(model, variant)
     if not path.exists():
         raise StageError(f"{path} is not there. Run `dvc repro evaluate@{model}`, or `dvc pull`.")
+    check_run(path, Result(Revision(), variant.dataset, model))
     return path, class_names(variant.dataset, model)
+
+
+def weights_of(name: str, variant: params.Variant) -> Path:
+    """Where the weights of a variant's first seed are, once it is trained."""
+    return RESULTS / "weights" / variant.dataset / name / f"seed-{variant.seeds[0]}.keras"
+
+
+def check_run(path: Path, result: Result) -> None:
+    """Git has the run record and DVC the weights: a checkout by git alone leaves them apart."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    hashes = [each.get("weights_sha256") for each in result.record.get("trainings", [])]
+    if hashes and found not in hashes:
+        raise StageError(
+            f"{path} must be of the training that {result.path('runs', '.json')} tells of. "
+            f"Received: another file. `dvc checkout {path.parent}` fetches the right one, "
+            f"`dvc repro train@{result.variant}` makes it."
+        )
 
 
 def class_names(dataset: str, variant: str) -> list[str]:
