@@ -2,25 +2,23 @@
 
     python -m benchmarks.checkpoint_cost [--images 50000] [--pairs 5]
 
-The images are random numbers, which take as long as real ones. Prints JSON: median seconds of an
-epoch either way, of writing a checkpoint, and the ratios of the pairs.
+The images are random numbers, which take as long as real ones.
 """
 
 import argparse
-import shutil
+import itertools
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.alternation import random_split, report
+from benchmarks.alternation import alternate, compare, random_split, report
 from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.stage import run
-
-FOLDER = Path("checkpoints/benchmark")
 
 
 def main() -> None:
@@ -39,28 +37,24 @@ def main() -> None:
     training = Training(
         variant.model_dump(), recipe, split, stats.compute_stats(split.images), seed=0
     )
-    epochs: dict[bool, list[float]] = {False: [], True: []}
-    writing = []
-    with tqdm(disable=True) as bar:
-        training._fit_epoch(0, bar)  # compiles
-        for number in range(2 * args.pairs):
-            with_checkpoint = number % 2 == 1
-            start = time.perf_counter()
-            training._fit_epoch(number + 1, bar)
-            if with_checkpoint:
-                before = time.perf_counter()
-                training._save(FOLDER)
-                writing.append(time.perf_counter() - before)
-            epochs[with_checkpoint].append(time.perf_counter() - start)
-    shutil.rmtree(FOLDER)
-    ratios = [b / a for a, b in zip(epochs[False], epochs[True], strict=True)]
+    numbers = itertools.count()
+    writing: list[float] = []
+
+    def fit() -> None:
+        training._fit_epoch(next(numbers), bar)
+
+    def fit_and_save() -> None:
+        fit()
+        before = time.perf_counter()
+        training._save(Path(folder))
+        writing.append(time.perf_counter() - before)
+
+    with tqdm(disable=True) as bar, tempfile.TemporaryDirectory() as folder:
+        seconds = alternate({"without": fit, "with": fit_and_save}, args.pairs)
     result = {
         "images": args.images,
-        "epoch_seconds_without": round(statistics.median(epochs[False]), 3),
-        "epoch_seconds_with": round(statistics.median(epochs[True]), 3),
         "checkpoint_seconds": round(statistics.median(writing), 4),
-        "checkpoint_share": round(statistics.median(writing) / statistics.median(epochs[False]), 5),
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        "epochs": compare(seconds, base="without"),
     }
     report("checkpoint_cost", result)
 

@@ -22,22 +22,6 @@ from stages.shared.stage import run
 
 SLOTS, REAL_SLOTS = 4, 2
 TARGETS = [f"evaluate@shapes-{name}" for name in ("lenet", "simple", "convnet", "deep-bn")]
-STANDIN = """
-import os, pathlib, sys, time
-folders = {"--train", "--test", "--weights", "--out"}
-files = {"--stats", "--curves", "--record", "--examples", "--metrics", "--details", "--predictions"}
-stage = sys.argv[2].split(".")[-1]
-if stage in ("train", "evaluate"):
-    time.sleep(float(os.environ["STANDIN_SECONDS"]))
-for flag, value in zip(sys.argv, sys.argv[1:]):
-    path = pathlib.Path(value)
-    if flag in folders and stage in ("download", "train"):
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "file").write_text(str(time.time()))
-    elif flag in files and not path.is_dir() and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(time.time()))
-"""
 
 
 def main() -> None:
@@ -55,9 +39,7 @@ def main() -> None:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", Path.cwd(), clone], check=True)
         if not args.real:
-            programs = stand_in(Path(folder) / "bin", STANDIN)
-            os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
-            os.environ["STANDIN_SECONDS"] = str(args.seconds)
+            os.environ |= stand_in(Path(folder) / "bin", args.seconds)
         subprocess.run(ways["serial"], check=True, cwd=clone, capture_output=True)
         for number in range(args.rounds):
             for way, command in ways.items():

@@ -1,8 +1,8 @@
 """What the pipeline takes beside training: a no-op, each stage's start, and each stage's work.
 
-    python -m benchmarks.overhead [--dataset cifar10] [--rounds 5]
+    python -m benchmarks.overhead [--rounds 5]
 
-Needs a workspace in which the dataset's stages are up to date. Stages run with outputs in a
+Needs a workspace in which the demo's stages are up to date. Stages run with outputs in a
 temporary folder; the commands are those of dvc.yaml. The no-op is measured with every variant of
 params.yaml, in a clone in which stand-ins have written all outputs.
 """
@@ -26,26 +26,28 @@ from stages.shared.stage import run
 STAGES = ("download", "stats", "lineup", "train", "evaluate", "plot")
 DVC = [sys.executable, "-m", "dvc"]
 STANDIN = """
-import os, pathlib, sys
+import os, pathlib, sys, time
 folders = {"--train", "--test", "--weights", "--figures", "--out"}
 files = {"--stats", "--curves", "--record", "--examples", "--metrics", "--details"}
 files |= {"--predictions", "--all-curves"}
+if sys.argv[2] in ("stages.train", "stages.evaluate"):
+    time.sleep(float(os.environ.get("STANDIN_SECONDS", 0)))
 for flag, value in zip(sys.argv, sys.argv[1:]):
     path = pathlib.Path(value)
+    if flag not in folders | files or path.exists():
+        continue  # an input: DVC removes outputs before it runs a stage
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path]
     if flag in folders:
-        path.mkdir(parents=True, exist_ok=True)
-        for name in os.environ["STANDIN_DATASETS"].split():
-            (path / f"{name}.json").write_text(value)
-    elif flag in files and not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(value)
+        path.mkdir()
+        written = [path / f"{name}.json" for name in os.environ["STANDIN_DATASETS"].split()]
+    for each in written:
+        each.write_text(str(time.time()))
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what is not training.")
-    parser.add_argument("--dataset", default="shapes", help="whose stages to run")
-    parser.add_argument("--variant", default="shapes-lenet", help="which variant to evaluate")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each command")
     args = parser.parse_args()
 
@@ -56,8 +58,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, command in commands.items():
             seconds[name].append(timed(command))
-    names = [f"download@{args.dataset}", f"stats@{args.dataset}", "lineup"]
-    names += [f"evaluate@{args.variant}", f"plot@{args.dataset}"]
+    names = ["download@shapes", "stats@shapes", "lineup", "evaluate@shapes-lenet", "plot@shapes"]
     with tempfile.TemporaryDirectory() as folder:
         clone = all_up_to_date(Path(folder) / "clone")
         no_op = "no-op dvc repro with all variants"
@@ -78,22 +79,30 @@ def timed(command: list[str], folder: Path | None = None) -> float:
 def all_up_to_date(folder: Path) -> Path:
     """A clone of this workspace's last commit with some file for every output."""
     subprocess.run(["git", "clone", "--quiet", Path.cwd(), folder], check=True)
-    environment = os.environ | {
-        "PATH": f"{stand_in(folder.parent / 'bin', STANDIN)}{os.pathsep}{os.environ['PATH']}",
-        "STANDIN_DATASETS": " ".join(params.load().datasets),
-    }
+    environment = os.environ | stand_in(folder.parent / "bin")
     subprocess.run([*DVC, "repro"], check=True, capture_output=True, cwd=folder, env=environment)
     return folder
 
 
-def stand_in(folder: Path, program: str) -> Path:
-    """Makes a folder with a `python` that runs this program, whatever it is asked to run."""
+def stand_in(folder: Path, seconds: float = 0) -> dict[str, str]:
+    """Makes a folder with a `python` that runs STANDIN, whatever it is asked to run.
+
+    Args:
+        seconds: what a training or an evaluation takes.
+
+    Returns:
+        The environment in which it is found.
+    """
     folder.mkdir()
-    (folder / "program.py").write_text(program)
+    (folder / "program.py").write_text(STANDIN)
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{folder}/program.py" "$@"\n')
     python.chmod(0o755)
-    return folder
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "STANDIN_DATASETS": " ".join(params.load().datasets),
+        "STANDIN_SECONDS": str(seconds),
+    }
 
 
 def elsewhere(name: str, folder: Path) -> list[str]:
