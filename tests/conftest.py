@@ -103,8 +103,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory, project_files: list[str]) ->
         target.write_bytes((PARAMS if file == "params.yaml" else ROOT / file).read_bytes())
     for command in (
         "git init --quiet --initial-branch main",
-        "git config user.name Tester",
-        "git config user.email tester@example.org",
         "git add --all",
         "git commit --quiet --message Project",
     ):

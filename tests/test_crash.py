@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import yaml
 from stages.shared.stage import _is_alive
 from tools import doctor, node
 
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 VARIANT = "shapes-deep-bn"
 EPOCHS = 12  # enough that a training goes on for a while after its second epoch
 STAGES = [
@@ -37,7 +35,7 @@ def start(folder: Path, stage: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["dvc", "repro", *options, "--single-item", stage],
         cwd=folder,
-        env=os.environ | {"PATH": PATH, "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -85,7 +83,7 @@ def prepare(
     params["variants"] = {variant: params["variants"][variant]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     command = ["dvc", "repro", f"plot@{dataset}"]
-    subprocess.run(command, cwd=folder, env=os.environ | {"PATH": PATH}, check=True)
+    subprocess.run(command, cwd=folder, check=True)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "The clean run")
     return folder

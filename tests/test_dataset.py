@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -123,8 +124,10 @@ def test_a_missing_file_is_named(saved: Path, name: str) -> None:
     assert f"{saved / name} is missing. Run the download stage" in refusal(saved)
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    assert "is missing" in refusal(tmp_path / "none")
+def test_a_missing_folder_is_named_and_so_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert re.search(r"none/\S+ is missing", refusal(tmp_path / "none"))
+    assert refusal(tmp_path / "file").startswith(f"{tmp_path / 'file'}")
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "coarse_labels.npy"])

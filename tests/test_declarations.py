@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,6 @@ def workspace(clone: Path) -> Path:
 def opened(workspace: Path, command: str, log: Path) -> tuple[set[str], set[str]]:
     """Runs a command, and returns the files of the workspace that it read and wrote."""
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "tests" / "audit"),
         "PYTHONDONTWRITEBYTECODE": "1",  # none is there, so that it is looked for, but not opened
         "AUDIT_LOG": str(log),

@@ -296,8 +296,7 @@ def test_an_experiment_may_add_and_remove_parameters(
     ):
         file.write_text(text)
         git(tmp_path, "add", "--all")
-        who = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
-        git(tmp_path, *who, "commit", "--quiet", "--message", "Change")
+        git(tmp_path, "commit", "--quiet", "--message", "Change")
     changed = apply.changed_values(Revision("before", "HEAD^"), Revision("after", "HEAD"))
     file.write_text("a: {name: sgd, momentum: 0.9}  # kept\nb: {old: {x: 1, y: [2]}}\nc: 1\n")
     node.change(file, changed)
