@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,14 @@ def test_others_are_exported_though_one_cannot_be(
     with pytest.raises(StageError, match=r"^shapes-simple: .*seed-1\.keras is not there"):
         export.main()
     assert capsys.readouterr().out.startswith("export shapes-lenet: exports/shapes-lenet, ")
+
+
+def test_a_network_that_keras_cannot_export_is_one_message(tmp_path: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no such operation")
+
+    with pytest.raises(StageError, match=r"able to export it\. .*no such operation"):
+        export.write(SimpleNamespace(export=refuse), tmp_path / "saved", tmp_path / "onnx")
 
 
 def test_an_export_takes_the_place_of_nothing_else(

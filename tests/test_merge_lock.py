@@ -16,6 +16,7 @@ from rerunning import Project, Tree, opened
 
 from stages.shared.stage import StageError
 from tools import merge_lock
+from tools.pipeline import locked
 
 Stages = dict[str, Any]
 
@@ -217,13 +218,15 @@ def test_if_the_driver_cannot_start_git_does_not_mix_an_entry_from_two(
         git(repository, "commit", "--quiet", "--all", "--message", branch)
     git(repository, *broken_driver(), "merge", "--no-edit", "theirs", ok=False)
     assert git(repository, "diff", "--name-only", "--diff-filter=U").split() == ["dvc.lock"]
+    with pytest.raises(StageError, match="must be a whole dvc"):  # nor is it added unseen
+        locked(repository.folder)
     git(repository, "merge", "--abort")
 
 
 def broken_driver() -> tuple[str, str]:
     """A setting of git's: the driver of `make setup-git` with an environment that is gone."""
     makefile = (ROOT / "Makefile").read_text()
-    (driver,) = re.findall(r"^\t@git config merge.dvc-lock.driver '(.*)'$", makefile, re.MULTILINE)
+    (driver,) = re.findall(r"git config merge\.dvc-lock\.driver '([^']*)'", makefile)
     return "-c", f"merge.dvc-lock.driver={driver.replace('$(abspath $(BIN))', '/nowhere')}"
 
 

@@ -132,7 +132,7 @@ def figures(base: Revision) -> list[str]:
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Rows as Markdown, not more than fit into a comment; nothing if there are none."""
+    """The first rows as Markdown; nothing if there are none."""
     if not rows:
         return ""
     return "\n".join([markdown([header, *rows[:ROWS]]), *more(rows)])

@@ -55,9 +55,9 @@ def export(name: str, folder: Path) -> str:
     """
     import keras
 
-    path, _ = find(name)
-    model = in_float32(load_model(path))
-    split = load_split(Path("data/raw", path.parent.parent.name, "test"))
+    dataset = params.load().variant(name).dataset
+    model = in_float32(load_model(find(name)[0]))
+    split = load_split(Path("data/raw", dataset, "test"))
     images = np.asarray(split.images[:IMAGES])
     with outputs(replaceable(folder, "saved_model", "model.onnx")) as (partial,):
         saved, onnx = partial / "saved_model", partial / "model.onnx"
@@ -100,12 +100,19 @@ def in_float32(model: Any) -> Any:
 
 
 def write(model: Any, saved: Path, onnx: Path) -> None:
-    """Writes both formats by Keras's own exporter, without its messages."""
+    """Writes both formats by Keras's own exporter, without its messages.
+
+    Raises:
+        StageError: if it does not know a part of the network.
+    """
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks for NumPy 1's names
-        model.export(saved, format="tf_saved_model", verbose=False)
-        model.export(onnx, format="onnx", verbose=False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks for NumPy 1's names
+            model.export(saved, format="tf_saved_model", verbose=False)
+            model.export(onnx, format="onnx", verbose=False)
+    except Exception as error:
+        raise StageError(f"Keras must be able to export it. Received: {error!r}.") from error
 
 
 def run_saved_model(path: Path, images: np.ndarray) -> np.ndarray:

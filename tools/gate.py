@@ -172,7 +172,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
             name, store, said = open_remote(repo, args.remote, args.no_remote)
             pipeline.stores = [repo.cache.local, *[store] * (store is not None)]
             found += check_entries(pipeline, base)
-            found += check_merge(pipeline)
+            found += check_merges(pipeline, base)
             found += check_lock(pipeline)
             found += check_results(pipeline)
             found += said
@@ -301,33 +301,43 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
     return found + extra_files(pipeline)
 
 
-def check_merge(pipeline: Pipeline) -> list[Finding]:
+def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
     """That no entry was mixed from two branches' when git merged dvc.lock by itself, line by line.
 
     As it does on a server and where nobody called `make setup-git`: code of one branch and outputs
     of the other may then stand in one entry, which nobody ran and which DVC takes for up to date.
     """
-    _, *parents = git("rev-list", "--parents", "--max-count=1", "HEAD").split()
-    if len(parents) != 2:
-        return []
-    try:
-        began = git("merge-base", *parents).splitlines()[:1]
-        locks = [Commit(each, each).read(LOCK) or b"" for each in (*began, *parents)]
-        merged = Revision().read(LOCK) or b""
-        if not began or merged != merged_by_lines(*locks):
-            return []  # by the driver, or by people, who ran it
-        ours, theirs = (parse_lock(data, str(LOCK)) for data in locks[1:])
-        entries = parse_lock(merged, str(LOCK))
-    except StageError:  # a shallow clone; or one of them is damaged, which is told where it counts
-        return []
-    mixed = [
-        name
-        for name, entry in entries.items()
-        if name in pipeline.stages and entry not in (ours.get(name), theirs.get(name))
-    ]
-    what = f"{some(mixed)}: git mixed the entries of two branches in dvc.lock, and nobody ran this"
+    since = [f"^{base.commit}"] if base else ["--max-count=1"]
+    merges = git("rev-list", "--parents", "--min-parents=2", "--max-parents=2", "HEAD", *since)
+    now, mixed = locked(), dict[str, None]()
+    for merge in merges.splitlines():
+        entries = mixed_entries(*merge.split())
+        mixed |= dict.fromkeys(name for name in entries if entries[name] == now.get(name))
+    names = [name for name in mixed if name in pipeline.stages]
+    what = f"{some(names)}: git mixed the entries of two branches in dvc.lock, and nobody ran this"
     advice = "`make setup-git`, then merge anew; `dvc repro`."
-    return [Finding("failure", what, advice)] if mixed else []
+    return [Finding("failure", what, advice)] if names else []
+
+
+def mixed_entries(merge: str, ours: str, theirs: str) -> dict[str, Any]:
+    """The entries of a merge commit's dvc.lock that git made of both parents'.
+
+    None if it was merged by the driver, or by people, who ran what they changed.
+    """
+    try:
+        bases = git("merge-base", ours, theirs).splitlines()  # of several, git merges these first
+        commits = (bases[0], ours, theirs, merge)
+        began, *sides, merged = (Commit(each, each).read(LOCK) or b"" for each in commits)
+        if merged != merged_by_lines(began, *sides):
+            return {}
+        entries, *known = (parse_lock(data, str(LOCK)) for data in (merged, *sides))
+    except StageError:  # a shallow clone; or one of them is damaged, which is told where it counts
+        return {}
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if entry not in [side.get(name) for side in known]
+    }
 
 
 def merged_by_lines(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
@@ -581,7 +591,7 @@ def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
                 f"{base.name} to {each.after['accuracy']:.2%}: more than {max_drop:g}"
             )
             advice = "Find out why; if it is meant, `--max-drop` allows more."
-            chance = 2 * math.hypot(standard_error(each.before), standard_error(each.after))
+            chance = chance_of_seeds(each.before, each.after)
             if -each.points <= chance:
                 what += f", and no more than its seeds explain, {chance:.2f}"
                 advice = "More seeds would tell."
@@ -589,9 +599,13 @@ def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
     return found
 
 
-def standard_error(metrics: dict[str, Any]) -> float:
-    """Of an accuracy, for other seeds, in percentage points; 0 where there is one seed."""
-    return 100 * (metrics.get("accuracy_std") or 0.0) / math.sqrt(metrics.get("seeds") or 1)
+def chance_of_seeds(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """Two standard errors of the difference for other seeds, in percentage points.
+
+    By the base's spread, 0 if it has one seed: a seed that collapses is no excuse for its mean.
+    """
+    seeds = sum(1 / (metrics.get("seeds") or 1) for metrics in (before, after))
+    return 200 * (before.get("accuracy_std") or 0.0) * math.sqrt(seeds)
 
 
 def repro(names: list[str]) -> str:

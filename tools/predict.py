@@ -74,7 +74,7 @@ def check_run(path: Path, result: Result) -> None:
     """Git has the run record and DVC the weights: a checkout by git alone leaves them apart."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    hashes = [each.get("weights_sha256") for each in result.record.get("trainings", [])]
+    hashes = [each["weights_sha256"] for each in result.record.get("trainings", [])]
     if hashes and found not in hashes:
         raise StageError(
             f"{path} must be of the training that {result.path('runs', '.json')} tells of. "
