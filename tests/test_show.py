@@ -16,6 +16,7 @@ from dvc.repo.experiments import Experiments
 
 from stages.shared.stage import StageError
 from tools import results, show
+from tools.git import git
 from tools.results import Revision, revisions
 
 METRICS = {
@@ -211,11 +212,6 @@ def test_experiments_of_one_name_and_several_baselines_are_all_listed(
     found = {each.name: each.commit for each in revisions([], experiments=True)}
     expected = {"lr-0.1 (aaaaaaa)": "c1", "lr-0.1 (bbbbbbb)": "c3", "lr-1": "c2"}
     assert found == {"workspace": None} | expected
-
-
-def git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture

@@ -322,7 +322,7 @@ def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
 def mixed_entries(merge: str, ours: str, theirs: str) -> dict[str, Any]:
     """The entries of a merge commit's dvc.lock that git made of both parents'.
 
-    None if it was merged by the driver, or by people, who ran what they changed.
+    Empty if it was merged by the driver, or by people, who ran what they changed.
     """
     try:
         bases = git("merge-base", ours, theirs).splitlines()  # of several, git merges these first
