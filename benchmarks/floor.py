@@ -8,11 +8,9 @@ convolution forward or backward, runs here in the recipe's precision. The measur
 of the committed run records, if they are from such a device.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks.alternation import report
@@ -20,8 +18,8 @@ from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.stage import run
 from stages.training.record import describe_device
+from tools.results import Result, Revision
 
-ROOT = Path(__file__).resolve().parents[1]
 CIFAR_IMAGES = 50_000
 
 
@@ -41,10 +39,9 @@ def main() -> None:
             "tera_operations": round(total / 1e12, 2),
             "floor_seconds": round(total / max(peaks[dtype].values()), 1),
         }
-        record = ROOT / "results" / "runs" / variant.dataset / f"{key}.json"
-        values = json.loads(record.read_text()) if record.exists() else {"environment": []}
-        if {each["device"] for each in values["environment"]} == {describe_device()}:
-            seconds = values["train_seconds"]
+        record = Result(Revision(), variant.dataset, key).record
+        if {each["device"] for each in record.get("environment", [])} == {describe_device()}:
+            seconds = record["train_seconds"]
             rows[key] |= {
                 "measured_seconds": seconds,
                 "share_of_peak": round(rows[key]["floor_seconds"] / seconds, 3),

@@ -8,19 +8,16 @@ git; the tutorial's loop does what cifar10-deep-bn does, so that one is taken fo
 """
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
 from benchmarks.alternation import alternate, compare, random_split, report
 from benchmarks.tutorial import ours, tutorial
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.stage import run
+from tools.results import Result, Revision
 
 VARIANTS = ("cifar10-deep-bn", "cifar10-air90", "cifar10-air94")
 TUTORIAL = "tutorial of cifar10-deep-bn"
-METRICS = Path(__file__).resolve().parents[1] / "results" / "metrics" / "cifar10"
 TRAINING_IMAGES = 50_000
 
 
@@ -53,7 +50,8 @@ def main() -> None:
     }
     table = compare(trainings, base=TUTORIAL)
     for key, row in table.items():
-        row["accuracy"] = accuracy("cifar10-deep-bn" if key == TUTORIAL else key)
+        variant = "cifar10-deep-bn" if key == TUTORIAL else key
+        row["accuracy"] = Result(Revision(), "cifar10", variant).metrics.get("accuracy")
     report("to_accuracy", {"images": args.images, "rounds": args.rounds, "trainings": table})
 
 
@@ -63,12 +61,6 @@ def epochs_at(recipe: params.Recipe) -> dict[int, int]:
 
     sizes = [pixels_in(recipe.resolution.model_dump(), epoch) for epoch in range(recipe.epochs)]
     return {pixels: sizes.count(pixels) for pixels in sorted(set(sizes))}
-
-
-def accuracy(key: str) -> Any:
-    """The committed accuracy of a variant; None before its first training."""
-    path = METRICS / f"{key}.json"
-    return json.loads(path.read_text())["accuracy"] if path.exists() else None
 
 
 if __name__ == "__main__":

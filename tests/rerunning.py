@@ -17,12 +17,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PARAMS
+from conftest import PARAMS, ROOT
 from dvc.repo import Repo
 from dvc.utils.serialize import YAMLFileCorruptedError
 from test_structure import closure
 
-ROOT = Path(__file__).resolve().parents[1]
 Tree = dict[str, Any]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from stages.shared.dataset import Split, save_split
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import json, sys
 from pathlib import Path

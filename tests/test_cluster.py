@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from rerunning import Project, opened
 
 pytestmark = pytest.mark.servers
@@ -162,22 +161,6 @@ def start_launch(project: Project, cluster: Cluster) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-@pytest.mark.slow  # the next one shows it too, but for the stages that are lost
-def test_two_nodes_train_each_variant_once_and_the_caller_has_it_all(
-    project: Project, cluster: Cluster
-) -> None:
-    launch = start_launch(project, cluster)
-    output, _ = launch.communicate(timeout=SECONDS)
-    assert launch.returncode == 0, output
-    assert project.ran() == STAGES
-    assert all(any((cluster.folder / f"node-{n}").rglob("*.log")) for n in (0, 1)), output
-    lock = (project.folder / "dvc.lock").read_text()
-    assert project.repro(TARGET) == set()
-    assert (project.folder / "dvc.lock").read_text() == lock
-    stages = yaml.safe_load(lock)["stages"]
-    assert set(stages) == STAGES
 
 
 def test_the_stages_of_a_node_that_dies_are_run_elsewhere(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from dvc.repo import Repo
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = [
     "download@shapes",
     "stats@shapes",

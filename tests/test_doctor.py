@@ -14,13 +14,12 @@ from types import SimpleNamespace
 import filelock
 import psutil
 import pytest
-from conftest import PARAMS
+from conftest import PARAMS, ROOT
 from dvc.fs import localfs
 from dvc.rwlock import rwlock
 
 from tools import doctor
 
-ROOT = Path(__file__).resolve().parents[1]
 DVC_YAML = """\
 stages:
   train:
@@ -33,10 +32,6 @@ stages:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git and DVC repository in good order, with one stage, as the current folder."""
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "workspace"
     (folder / ".dvc" / "tmp").mkdir(parents=True)
     monkeypatch.chdir(folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import PARAMS
+from conftest import PARAMS, ROOT
 
 from stages import download
 from stages.datasets import cifar
@@ -27,7 +27,6 @@ from stages.datasets.cifar import Layout, Member, read_archive
 from stages.shared.dataset import Split, load_split, save_split
 from stages.shared.stage import StageError, outputs
 
-PROJECT = Path(__file__).resolve().parents[1]
 CLASSES = ("cat", "dog", "frog")
 COARSE = ("mammals", "amphibians")
 MUCH_LATER = 20  # seconds
@@ -209,24 +208,6 @@ def test_one_wrong_byte_is_refused(tmp_path: Path, toy: Archive, name: str, posi
     message = refusal(toy.write(tmp_path / "toy.tar.gz"), toy.layout)
     assert f"{name} must have the published SHA-256" in message
     assert f"Received: {hashlib.sha256(data).hexdigest()}." in message
-
-
-def test_no_damage_of_one_byte_gives_other_pixels_or_a_crash(tmp_path: Path, toy: Archive) -> None:
-    path = toy.write(tmp_path / "toy.tar.gz")
-    whole = path.read_bytes()
-    refused = 0
-    for position in [*range(40), *range(40, len(whole), len(whole) // 100)]:
-        damaged = bytearray(whole)
-        damaged[position] ^= 0x41
-        path.write_bytes(damaged)
-        try:
-            train, test = read_archive(path, toy.layout)
-        except StageError:
-            refused += 1
-        else:  # a byte that means nothing, such as a time stamp
-            assert_equal(train, toy.train)
-            assert_equal(test, toy.test)
-    assert refused > 90
 
 
 @pytest.mark.parametrize("name", ["toy/one.bin", "toy/two.bin", "toy/test.bin"])
@@ -560,21 +541,14 @@ def command(folder: Path, dataset: str, first: str = "") -> "subprocess.Complete
     return subprocess.run(
         [sys.executable, "-c", script, dataset, "--train", "data/train", "--test", "data/test"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "NO_PROXY": "127.0.0.1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"},
         capture_output=True,
         text=True,
     )
 
 
 def test_the_command_writes_both_splits(workplace: Path) -> None:
-    arguments = ["shapes", "--train", "data/train", "--test", "data/test"]
-    result = subprocess.run(
-        [sys.executable, "-m", "stages.download", *arguments],
-        cwd=workplace,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-    )
+    result = command(workplace, "shapes")
     assert (result.returncode, result.stderr) == (0, "")
     said = "download shapes: 30 training and 20 test images of 10 classes, every byte checked; "
     assert re.fullmatch(rf"{said}154 kB in [0-9.]+ s\n", result.stdout)

@@ -1092,19 +1092,6 @@ def test_a_mutated_model_is_loaded_or_refused(
     )
 
 
-def test_a_bit_of_the_weights_that_has_changed_on_disk_is_noticed(
-    model_child: Child, toy_model: bytes, tmp_path: Path
-) -> None:
-    path = tmp_path / "seed-1.keras"
-    weights = unpacked(toy_model)["model.weights.h5"]
-    start = toy_model.index(weights)
-    for position in range(start, start + len(weights), len(weights) // 50):
-        data = bytearray(toy_model)
-        data[position] ^= 1
-        path.write_bytes(data)
-        assert model_child.run(read_model, path) == "refused", f"position {position}"
-
-
 def test_a_model_that_needs_more_memory_than_its_file_has_is_refused(
     model_child: Child, toy_model: bytes, tmp_path: Path
 ) -> None:

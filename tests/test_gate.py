@@ -19,6 +19,7 @@ from tools import changes, doctor, gate
 from tools.results import leaves
 
 TRAINED, OTHER, WAITING = "shapes-lenet", "shapes-simple", "cifar10-lenet"
+KEPT = ("shapes", "cifar10", TRAINED, OTHER, WAITING)
 METRICS = Path(f"results/metrics/shapes/{TRAINED}.json")
 Gate = Callable[..., list[str]]
 
@@ -28,7 +29,7 @@ def repository(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Two variants with results and one that waits for its training, all committed on main."""
     whole: Tree = yaml.safe_load((clone / "params.yaml").read_text())
     for name in ("datasets", "variants"):
-        whole[name] = {key: whole[name][key] for key in (*whole[name],) if wanted(key)}
+        whole[name] = {key: value for key, value in whole[name].items() if key in KEPT}
     used = {variant["recipe"] for variant in whole["variants"].values()}
     whole["recipes"] = {key: whole["recipes"][key] for key in used}
     shapes = copy_of(whole)
@@ -39,10 +40,6 @@ def repository(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         assert project.repro("lineup") == {"lineup"}
         save(project)
         yield project
-
-
-def wanted(key: str) -> bool:
-    return key in ("shapes", "cifar10", TRAINED, OTHER, WAITING)
 
 
 @pytest.fixture

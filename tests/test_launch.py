@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import PARAMS
+from conftest import PARAMS, ROOT
 from dvc.fs import localfs
 from dvc.lock import LockError
 from dvc.repo import Repo
@@ -32,7 +32,6 @@ from stages.shared.stage import StageError
 from tools import cluster, display, launch, local, node, pipeline
 from tools.pipeline import Step
 
-ROOT = Path(__file__).resolve().parents[1]
 TARGET = "plot@shapes"
 SHAPES = [f"shapes-{name}" for name in ("lenet", "simple", "convnet", "deep-bn")]
 SECONDS = 300  # no command takes longer, whatever else the machine does
@@ -121,22 +120,6 @@ def test_a_failure_holds_back_only_what_depends_on_it_and_the_lock_becomes_a_ser
     assert shapes.repro(TARGET) == set()
 
 
-def test_a_target_is_pulled_with_all_that_it_is_made_from(shapes: Project, tmp_path: Path) -> None:
-    shapes.write_params(yaml.safe_load(shapes.text))
-    shapes.repro(TARGET)
-    dvc = [sys.executable, "-m", "dvc"]
-    for arguments in (
-        ["remote", "add", "--local", "store", str(tmp_path)],
-        ["push", "--quiet", "--remote", "store", "--with-deps", TARGET],
-    ):
-        subprocess.run([*dvc, *arguments], cwd=shapes.folder, check=True)
-    for folder in (".dvc/cache", "data/raw", "results/weights", "results/predictions"):
-        shutil.rmtree(shapes.folder / folder)
-    done = run_launch(shapes, "--pull", "--remote", "store", TARGET)
-    assert "Up to date: " in done.stdout, done.stderr
-    subprocess.run([*dvc, "remote", "remove", "--local", "store"], cwd=shapes.folder, check=True)
-
-
 def test_an_interrupted_launch_ends_all_that_it_started(
     shapes: Project,
 ) -> None:
@@ -168,9 +151,8 @@ def test_an_interrupted_launch_ends_all_that_it_started(
         (["--cpus-per-job", "x"], "--cpus-per-job: must be a number from 1. Received: x"),
         (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
         (["--trials", "3"], "--seeds and --trials are a sweep's"),
-        (["--pull", "--sweep", "a=1", "--address", "auto"], "--pull is not for a sweep on a cl"),
-        (["--dry-run", "--pull"], "--dry-run is not for a sweep, and pulls nothing"),
-        (["--remote", "store"], "--remote is for nodes, --address, or for --pull"),
+        (["--dry-run", "--sweep", "a=1"], "--dry-run is not for a sweep"),
+        (["--remote", "store"], "--remote is for the nodes of --address"),
         (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once. Received: a, a"),
     ],
 )

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PARAMS
-
-PROJECT = Path(__file__).resolve().parents[1]
+from conftest import PARAMS, ROOT
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def lineup(folder: Path, data: dict[str, Any]) -> dict[str, bytes]:
     result = subprocess.run(
         [sys.executable, "-m", "stages.lineup", "--out", "data/lineup"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

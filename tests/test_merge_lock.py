@@ -231,10 +231,7 @@ def broken_driver() -> tuple[str, str]:
 
 
 def test_a_variant_that_both_branches_changed_runs_again_and_no_other(repository: Project) -> None:
-    def last(tree: Tree, name: str, branch: str) -> None:
-        change(tree, name, branch)
-
-    ran, kept = merged_on(repository, (change, KEPT[0]), (last, KEPT[0]))
+    ran, kept = merged_on(repository, (change, KEPT[0]), (change, KEPT[0]))
     assert f"train@{KEPT[0]}" not in kept
     assert ran <= ALWAYS | {f"train@{KEPT[0]}", f"evaluate@{KEPT[0]}"}
     assert f"train@{KEPT[2]}" in kept

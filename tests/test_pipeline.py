@@ -44,14 +44,6 @@ def test_everything_is_up_to_date_after_a_repro(workspace: Path) -> None:
     assert run(workspace, "git", "status", "--porcelain") == ""
 
 
-def test_results_lie_where_they_are_looked_for(workspace: Path) -> None:
-    results = workspace / "results"
-    assert (results / "weights/shapes/shapes-lenet/seed-2.keras").is_file()
-    assert (results / "curves/shapes/shapes-deep-bn.csv").is_file()
-    assert (results / "figures/shapes/learning_curves.png").is_file()
-    assert "shapes-lenet" in run(workspace, sys.executable, "-m", "tools.show", "shapes")
-
-
 def test_metrics_and_plots_show_every_variant(workspace: Path) -> None:
     shown = metrics(workspace, "metrics", "show")[""]["data"]
     headline = shown["results/metrics/shapes/shapes-lenet.json"]["data"]

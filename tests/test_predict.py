@@ -10,14 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import PARAMS
+from conftest import PARAMS, ROOT
 from keras import layers
 from PIL import Image, ImageOps
 
 from stages.shared.stage import StageError
 from tools import predict
 
-ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["red", "green", "blue"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from stages.shared import params
 from stages.shared.dataset import Split, load_split
@@ -18,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif("CIFAR_MIRROR" not in os.environ, reason="CIFAR_MIRROR is not set"),
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
 PARAMS = params.load(ROOT / "params.yaml")
 REAL = [name for name, variant in PARAMS.variants.items() if variant.dataset.startswith("cifar")]
 

@@ -281,11 +281,6 @@ def test_files_of_another_run_than_the_metrics_are_noticed(
         report.main()
 
 
-def test_an_unknown_dataset_is_refused(make: Callable[..., str]) -> None:
-    with pytest.raises(StageError, match=r"must be among toys\. Received: toyz"):
-        make(1, arguments=("toyz",))
-
-
 @pytest.fixture(scope="module")
 def branches(clone: Path) -> Path:
     """A clone of the project in which two branches have other results and another recipe."""

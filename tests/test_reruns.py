@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ROOT
 from dvc.utils.serialize import parse_yaml
-from rerunning import ROOT, Project, Tree, must_rerun, opened, project_tree
+from rerunning import Project, Tree, must_rerun, opened, project_tree
 
 from stages.shared import params
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from stages.shared.stage import StageError, duration, outputs, remove, size
 
-PROJECT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 HEAD = """
 import errno, os, signal, sys

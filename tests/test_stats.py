@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from stages import stats
 from stages.shared.dataset import Split, save_split
 from stages.stats import compute_stats
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 def patches(images: np.ndarray, size: int) -> np.ndarray:
@@ -34,7 +33,7 @@ def command(folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "stages.stats", "--data", "train", "--stats", "out/stats.json"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

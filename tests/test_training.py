@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from conftest import PARAMS
+from conftest import PARAMS, ROOT
 from keras import layers
 
 from stages import stats
@@ -33,7 +33,6 @@ from stages.training.fitting import Training, make_normalisation, save_model
 from stages.training.normalization import FusedBatchNormalization
 from stages.training.optimization import learning_rates
 
-ROOT = Path(__file__).resolve().parents[1]
 KNOWN = params.load(PARAMS)
 RECIPES = {name: recipe.model_dump() for name, recipe in KNOWN.recipes.items()}
 VARIANT = {"model": "toy", "config": {}}

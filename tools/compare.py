@@ -158,9 +158,9 @@ def over_both(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     side: what a seed changes in an image by itself is in both. Welch and Satterthwaite's degrees.
     """
     images = a.shape[1]
-    over_images = float(np.var(a.mean(axis=0) - b.mean(axis=0), ddof=1)) / images
+    of_images = float(np.var(a.mean(axis=0) - b.mean(axis=0), ddof=1)) / images
     of_seeds = seed_variances(a.mean(axis=1), b.mean(axis=1))
-    return t_test(a.mean() - b.mean(), [*of_seeds, (over_images, images - 1)])
+    return t_test(a.mean() - b.mean(), [*of_seeds, (of_images, images - 1)])
 
 
 def seed_variances(a: np.ndarray, b: np.ndarray) -> list[tuple[float, int]]:

@@ -29,7 +29,8 @@ try:
     from stages.shared import params
     from stages.shared.backend import import_keras
     from stages.shared.stage import StageError, run
-    from tools.pipeline import parse_lock
+    from tools.node import is_whole
+    from tools.pipeline import locked
 except ModuleNotFoundError as missing:  # most often the environment is not activated
     if __name__ != "__main__":
         raise
@@ -418,32 +419,21 @@ def check_lock_file(folder: Path) -> list[Finding]:
     path = folder / "dvc.lock"
     if not path.exists():
         return [Finding("ok", "nothing has been run yet")]
-    count = entries(path)
-    if count is None:  # or a DVC command is just writing it
+    whole = is_whole(path)
+    if not whole:  # or a DVC command is just writing it
         try:
             with open(folder / ".dvc" / "tmp" / "lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                count = entries(path)
+                whole = is_whole(path)
         except BlockingIOError:
             what = "dvc.lock is not whole while a DVC command is at work"
             return [Finding("warning", what, "Ask again when that has finished.")]
         except FileNotFoundError:
             pass  # no DVC command has ever been at work here
-    if count is None:
+    if not whole:
         advice = "`git checkout -- dvc.lock`, then `dvc repro`."
         return [Finding("error", "dvc.lock is cut short or damaged", advice)]
-    return [Finding("ok", f"dvc.lock is whole: {count} stages")]
-
-
-def entries(lock: Path) -> int | None:
-    """How many stages a dvc.lock has; None if it is not whole."""
-    try:
-        data = lock.read_bytes()
-        stages = parse_lock(data, lock.name)
-        whole = data.endswith(b"\n") and all(entry["cmd"] for entry in stages.values())
-    except (OSError, TypeError, KeyError, StageError):
-        return None
-    return len(stages) if whole else None
+    return [Finding("ok", f"dvc.lock is whole: {len(locked(folder))} stages")]
 
 
 def check_params(folder: Path) -> list[Finding]:

@@ -518,10 +518,7 @@ def open_remote(repo: Any, wanted: str | None, skip: bool) -> tuple[str, Any, li
     said = doctor.check_remote(Path.cwd(), name, known[name])
     if said.level != "ok":
         return name, None, [Finding("failure", f"remote {said.what}", said.advice)]
-    try:
-        return name, repo.cloud.get_remote_odb(name), []
-    except Exception as error:
-        return name, None, [cannot_ask(name, error)]
+    return name, repo.cloud.get_remote_odb(name), []
 
 
 def cached(pipeline: Pipeline) -> list[Any]:

@@ -1,7 +1,7 @@
 """Brings the pipeline up to date, stages that do not depend on each other side by side.
 
     python -m tools.launch [TARGET ...] --dry-run
-    python -m tools.launch [TARGET ...] [--jobs N] [--gpus-per-job F] [--pull]
+    python -m tools.launch [TARGET ...] [--jobs N] [--gpus-per-job F]
     python -m tools.launch [TARGET ...] --address ADDRESS          # on the nodes of a Ray cluster
     python -m tools.launch [train@VARIANT] --sweep KEY=VALUES ... [--seeds N] [--trials N]
 
@@ -12,14 +12,13 @@ Each stage's output is in logs/launch/. docs/cluster.md tells of several machine
 
 import argparse
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from stages.shared import params
-from stages.shared.stage import StageError, duration, outputs, run
+from stages.shared.stage import duration, outputs, run
 from tools import cluster, local, node, pipeline
 from tools.display import WORDS, Display
 from tools.pipeline import Step
@@ -33,12 +32,6 @@ def main() -> None:
     args = parse_arguments()
     params.check()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
-    if args.pull:
-        remote = ["--remote", args.remote] if args.remote else []
-        targets = ["--with-deps", *args.targets] if args.targets else []
-        command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", *remote, *targets]
-        if subprocess.run(command).returncode:
-            raise StageError("`dvc pull` must succeed. See what it says above.")
     if args.sweep:
         sys.exit(sweep(args))
     steps, outdated = pipeline.plan(args.targets)
@@ -76,9 +69,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cpus-per-job", type=count, default=2, metavar="N", help="cores, default 2"
     )
-    parser.add_argument("--pull", action="store_true", help="fetch what the DVC remote has, first")
     parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto; here if not given")
-    parser.add_argument("--remote", help="the DVC remote for --pull and the nodes; the default one")
+    parser.add_argument("--remote", help="the DVC remote that nodes use; the default one")
     parser.add_argument(
         "--sweep",
         action="append",
@@ -92,14 +84,12 @@ def parse_arguments() -> argparse.Namespace:
         "--trials", type=count, metavar="N", help="how many; all combinations if not"
     )
     args = parser.parse_args()
-    if args.dry_run and (args.pull or args.sweep):
-        parser.error("--dry-run is not for a sweep, and pulls nothing")
+    if args.dry_run and args.sweep:
+        parser.error("--dry-run is not for a sweep")
     if (args.seeds or args.trials) and not args.sweep:
         parser.error("--seeds and --trials are a sweep's: --sweep KEY=VALUES")
-    if args.pull and args.sweep and args.address:
-        parser.error("--pull is not for a sweep on a cluster: a node fetches what it needs")
-    if args.remote and not (args.address or args.pull):
-        parser.error("--remote is for nodes, --address, or for --pull")
+    if args.remote and not args.address:
+        parser.error("--remote is for the nodes of --address")
     keys = [each.partition("=")[0] for each in args.sweep or []]
     if len(set(keys)) < len(keys):
         parser.error(f"--sweep must name each key once. Received: {', '.join(keys)}")
@@ -223,7 +213,6 @@ class Nodes:
 
     def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
         """Puts a node's results where `dvc repro` looks for them."""
-        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(outcome["log"])
         if outcome["code"]:
             return

@@ -53,7 +53,6 @@ def run_here(job: dict[str, Any]) -> dict[str, Any]:
         `code`: 0 if all went well; `ran`: whether its command was started.
     """
     root, log = Path(job["root"]), Path(job["root"], job["log"])
-    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w+b") as file:
         return reproduce(root, job["stage"], job["outs"], file, job.get("environment"))
 

@@ -31,11 +31,11 @@ class Step:
     """
 
     name: str
-    upstream: tuple[str, ...]
-    outs: tuple[str, ...]
-    small_outs: tuple[str, ...]
-    inputs: tuple[str, ...]
-    small_inputs: tuple[str, ...]
+    upstream: list[str]
+    outs: list[str]
+    small_outs: list[str]
+    inputs: list[str]
+    small_inputs: list[str]
 
 
 def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
@@ -56,12 +56,7 @@ def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
     if done.returncode:
         raise StageError(done.stderr.strip().removeprefix("error: "))
     found = json.loads(done.stdout.splitlines()[-1])
-    steps = [Step(*map(_tupled, each.values())) for each in found["steps"]]
-    return {step.name: step for step in steps}, found["outdated"]
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return {each["name"]: Step(**each) for each in found["steps"]}, found["outdated"]
 
 
 def main() -> None:
@@ -94,16 +89,16 @@ def _step(stage: Any, upstream: list[Any]) -> Step:
     ]
     return Step(
         stage.addressing,
-        tuple(each.addressing for each in upstream),
+        [each.addressing for each in upstream],
         *_paths(stage.outs),
         *_paths(inputs),
     )
 
 
-def _paths(outs: list[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _paths(outs: list[Any]) -> tuple[list[str], list[str]]:
     """Those that DVC keeps and those that git does, relative to the project's root."""
-    kept = tuple(os.path.relpath(out.fs_path) for out in outs if out.use_cache)
-    return kept, tuple(os.path.relpath(out.fs_path) for out in outs if not out.use_cache)
+    kept = [os.path.relpath(out.fs_path) for out in outs if out.use_cache]
+    return kept, [os.path.relpath(out.fs_path) for out in outs if not out.use_cache]
 
 
 def _overlap(a: Path, b: Path) -> bool:

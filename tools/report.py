@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import markupsafe
 import numpy as np
 import yaml
 from PIL import Image
@@ -110,6 +109,7 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
         )
     labelled = {label(result, several): result for result in results}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters["p"] = lambda p: compare.p_text(p).removeprefix("= ")
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title="CIFAR experiments",
@@ -128,24 +128,17 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
             for name, result in labelled.items()
             if result.record
         ],
-        specs=script_json(specs),
-        flat=script_json(
-            {
-                name: {key: json.dumps(value) for key, value in leaves(result.parameters)}
-                for name, result in labelled.items()
-            }
-        ),
+        specs=specs,
+        flat={
+            name: {key: json.dumps(value) for key, value in leaves(result.parameters)}
+            for name, result in labelled.items()
+        },
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def label(result: Result, several: bool) -> str:
     return f"{result.variant} ({result.revision.name})" if several else result.variant
-
-
-def script_json(values: Any) -> markupsafe.Markup:
-    """JSON that can stand in a <script>: nothing in it ends the element."""
-    return markupsafe.Markup(json.dumps(values, allow_nan=False).replace("<", "\\u003c"))
 
 
 class Column(NamedTuple):

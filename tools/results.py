@@ -184,7 +184,7 @@ class Experiment(Commit):
 
     @cached_property
     def changed(self) -> set[str]:
-        """These variants."""
+        """The names of these variants."""
         folders = [(RESULTS / kind).as_posix() for kind in ("metrics", "runs")]
         paths = git("diff", "--name-only", f"{self.commit}^", str(self.commit), "--", *folders)
         return {Path(path).stem for path in paths.splitlines()}

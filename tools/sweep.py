@@ -17,18 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import optuna
 
 from stages.shared import params
 from stages.shared.stage import StageError
 from tools import cluster, local, node
 from tools.display import Display
 from tools.pipeline import Step
-
-if TYPE_CHECKING:
-    import optuna
 
 LOGS = Path("logs/sweeps")
 POLL_SECONDS = 0.5
@@ -108,8 +106,6 @@ class Sweep:
         seeds: int | None,
         trials: int | None,
     ) -> None:
-        import optuna
-
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.tree = params.load().model_dump()
         for key in space:
@@ -181,13 +177,11 @@ class Sweep:
                 f"above 0. Received: 0, of recipe {variant.recipe}.{hint}"
             )
 
-    def ask(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
         """The next trial, and its values, which no trial had before; None if there are no others.
 
         A repeated trial would give the same bits again: Optuna gets what is known of the first.
         """
-        import optuna
-
         for _ in range(REPEATS):
             trial = self.study.ask()
             values = {key: _suggest(trial, key, each) for key, each in self.space.items()}
@@ -200,7 +194,7 @@ class Sweep:
             self.study.tell(trial, known, state=state)
         return self.untried()
 
-    def untried(self) -> tuple["optuna.Trial", dict[str, Any]] | None:
+    def untried(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
         """A combination that Optuna repeats others for; None if there is no such, or of ranges."""
         lists = {key: each for key, each in self.space.items() if isinstance(each, list)}
         if len(lists) < len(self.space):
@@ -283,10 +277,8 @@ class Sweep:
             "cache": source.cache,
         }
 
-    def conclude(self, trial: "optuna.Trial", outcome: dict[str, Any], name: str) -> dict[str, Any]:
+    def conclude(self, trial: optuna.Trial, outcome: dict[str, Any], name: str) -> dict[str, Any]:
         """Tells Optuna; returns the `accuracies`, one per seed, or the `error`."""
-        import optuna
-
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{name}.log"
         log.write_bytes(outcome["log"])
@@ -338,7 +330,7 @@ def the_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> st
     return found[0]
 
 
-def _suggest(trial: "optuna.Trial", key: str, values: list[Any] | Range) -> Any:
+def _suggest(trial: optuna.Trial, key: str, values: list[Any] | Range) -> Any:
     if isinstance(values, list):  # by position: Optuna takes no lists as values
         return values[trial.suggest_categorical(key, list(range(len(values))))]
     if isinstance(values.low, int) and isinstance(values.high, int):
@@ -357,7 +349,7 @@ def _word(value: Any) -> str:
     return "".join(letter if letter.isalnum() or letter in ".-+" else "-" for letter in text)
 
 
-def validation_accuracies(files: dict[str, bytes], paths: tuple[str, ...]) -> list[float]:
+def validation_accuracies(files: dict[str, bytes], paths: list[str]) -> list[float]:
     """Of each seed's kept epoch, from a training's curves and run record."""
     curves, record = (
         next(files[path] for path in paths if path.endswith(suffix)) for suffix in (".csv", ".json")
