@@ -52,6 +52,17 @@ def workflow() -> dict[str, Any]:
     return found
 
 
+def test_the_gate_sees_the_whole_history_and_is_told_its_base() -> None:
+    steps = workflow()["jobs"]["gate"]["steps"]
+    (checkout,) = (step for step in steps if "checkout" in step.get("uses", ""))
+    assert checkout["with"]["fetch-depth"] == 0
+    gitlab = yaml.safe_load(GITLAB.read_text())["gate"]
+    assert gitlab["variables"]["GIT_DEPTH"] == "0"
+    scripts = "\n".join(step.get("run", "") for step in steps), "\n".join(gitlab["script"])
+    for script in scripts:
+        assert '--base "$BASE" --max-drop "$DROP"' in script
+
+
 def test_nothing_of_a_pull_request_is_put_into_a_script() -> None:
     for path in GITHUB:
         for job in yaml.safe_load(path.read_text())["jobs"].values():

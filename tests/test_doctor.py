@@ -376,7 +376,7 @@ def test_a_trainer_at_work_is_named_and_its_lock_is_left_alone(
         filelock.FileLock(folder / "lock", timeout=0).acquire()
     children[0].kill()
     children[0].wait()
-    assert "none is at work" in only(doctor.check_trainings(workspace), "ok")
+    assert "none running" in only(doctor.check_trainings(workspace), "ok")
 
 
 def test_a_lock_without_an_owner_is_held_by_another_process(workspace: Path) -> None:
@@ -512,15 +512,46 @@ def test_a_broken_dvc_yaml_is_an_error(workspace: Path) -> None:
     assert "nowhere" in only(doctor.check_gitignore(workspace), "error")
 
 
+def test_a_lock_file_that_was_cut_within_a_line_is_an_error(workspace: Path) -> None:
+    text = "schema: '2.0'\nstages:\n  a:\n    cmd: b\n    outs:\n    - path: c\n      md5: 0123\n"
+    for kept in (kept for kept in range(1, len(text)) if text[kept - 1] != "\n"):
+        (workspace / "dvc.lock").write_text(text[:kept])
+        only(doctor.check_lock_file(workspace), "error")
+
+
+class Answer(Exception):
+    """What an HTTP server said, as DVC's file systems raise it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.mark.parametrize("status", [404, 401, 403, 407, 500, 503])
+def test_over_http_only_a_missing_folder_counts_as_an_answer(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    def refused(folder: Path) -> None:
+        raise FileNotFoundError("/store") from Answer(status)
+
+    monkeypatch.setattr(doctor, "dvc_repository", refused)
+    expected = "" if status == 404 else f"status {status}"
+    assert doctor.remote_problem(".", "store") == expected
+
+
 def test_missing_hooks_and_merge_drivers_are_a_warning_until_they_are_installed(
     workspace: Path,
 ) -> None:
     text = only(doctor.check_hooks(workspace), "warning")
-    assert "commits are not checked, dvc.lock is merged line by line" in text
+    assert "commits are not checked, outputs do not follow `git switch`" in text
+    assert text.count("dvc.lock is merged line by line") == 1
     assert "make setup-git" in text
     (workspace / ".pre-commit-config.yaml").write_text("repos: []\n")
-    subprocess.run(["pre-commit", "install"], check=True, capture_output=True)
-    assert "commits" not in only(doctor.check_hooks(workspace), "warning")
+    types = ["--hook-type", "pre-commit", "--hook-type", "post-checkout"]
+    subprocess.run(["pre-commit", "install", *types], check=True, capture_output=True)
+    text = only(doctor.check_hooks(workspace), "warning")
+    assert "commits" not in text and "switch" not in text and "`git merge`" in text
+    subprocess.run(["pre-commit", "install", "-t", "post-merge"], check=True, capture_output=True)
     subprocess.run(["git", "config", "merge.dvc-lock.driver", "true"], check=True)
     only(doctor.check_hooks(workspace), "ok")
 

@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +19,7 @@ from test_merge_lock import copy_of, git
 
 from stages.shared.stage import StageError
 from tools import changes, doctor, gate
+from tools.git import git as tools_git
 from tools.results import leaves
 
 TRAINED, OTHER, WAITING = "shapes-lenet", "shapes-simple", "cifar10-lenet"
@@ -136,7 +140,7 @@ def test_numbers_that_mean_the_same_are_the_same(project: Project, failures: Gat
 def test_code_that_is_not_what_was_run_fails(project: Project, failures: Gate, there: bool) -> None:
     code = Path("stages/evaluate.py")
     code.write_text(code.read_text() + "\n# changed\n") if there else code.unlink()
-    word = "not what it was run with" if there else "missing"
+    word = "has changed since the run" if there else "missing"
     only(failures(), f"evaluate@{TRAINED}, evaluate@{OTHER}", str(code), word)
 
 
@@ -182,12 +186,12 @@ def test_a_lock_entry_that_was_deleted_fails(
 ) -> None:
     edit_lock(lambda stages: stages.pop(name))
     monkeypatch.setattr(gate, "BASES", ("main",) if base else ("gone",))
-    only(failures(), name, "was in dvc.lock" if base else "its results are there or in use")
+    only(failures(), name, "no longer in dvc.lock" if base else "its results exist or are used")
 
 
 def test_no_lock_at_all_and_a_damaged_one_fail(project: Project, failures: Gate) -> None:
     Path("dvc.lock").unlink()
-    assert any("was in dvc.lock" in line for line in failures())
+    assert any("no longer in dvc.lock" in line for line in failures())
     Path("dvc.lock").write_text("stages: [")
     only(failures(), "dvc.lock must be")
 
@@ -230,7 +234,7 @@ def test_a_file_in_a_folder_that_dvc_keeps_is_compared_by_the_folders_listing(
         deps["data/lineup/shapes.json"]["md5"] = "0" * 32
 
     edit_lock(wrong)
-    only(failures(), "plot@shapes", "another data/lineup/shapes.json")
+    only(failures(), "plot@shapes", "data/lineup/shapes.json other than")
 
 
 def test_a_file_of_no_stage_among_results_fails(project: Project, failures: Gate) -> None:
@@ -262,7 +266,7 @@ def test_of_a_removed_variant_the_results_must_go_and_the_entry_may_stay(
     project.repro("lineup", "plot@shapes")
     said: list[str] = []
     assert failures(said=said) == []
-    assert any("that there are no more" in line and f"train@{OTHER}" in line for line in said)
+    assert any("of deleted stages" in line and f"train@{OTHER}" in line for line in said)
     assert any(f"{OTHER} is gone" in line for line in said)
 
 
@@ -303,7 +307,45 @@ def test_a_fall_within_what_seeds_explain_is_noted(project: Project, failures: G
         found = failures("--base", "spread", said=said)
         assert any("fell by" in line for line in found) == fails
     note = "note     shapes-lenet's accuracy fell by 1.30 points, from 75.00% in spread to 73.70%"
-    assert any(line.startswith(note) and "seeds explain, 1.34" in line for line in said)
+    assert any(line.startswith(note) and "seeds' spread, 1.34" in line for line in said)
+
+
+def test_a_training_with_other_versions_than_the_lock_files_is_noted(
+    project: Project, failures: Gate
+) -> None:
+    path = Path(f"results/runs/shapes/{TRAINED}.json")
+    versions = ["python 3.99.0", "keras 3.0.0", f"numpy {metadata.version('numpy')}"]
+    path.write_text(json.dumps({"environment": [{"versions": versions}]}))
+    said: list[str] = []
+    failures(said=said)  # the file is not what dvc.lock has, which is another finding
+    (line,) = (line for line in said if "trained with" in line)
+    assert line.startswith(
+        f"note     trained with keras 3.0.0, and not requirements.txt's: {TRAINED}. "
+    )
+
+
+def test_a_remote_that_answers_and_then_fails_is_a_failure_without_its_password() -> None:
+    def gone(*_: Any) -> None:
+        raise ConnectionError("https://me:secret@example.org/store is gone")
+
+    nothing = gate.Pipeline(None, {}, set(), [])
+    (found,) = gate.check_remote(nothing, "store", SimpleNamespace(list_oids_exists=gone))
+    assert found.level == "failure" and "https://example.org/store is gone" in found.what
+
+
+def test_the_base_is_what_origin_has_of_main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in (
+        "init --quiet --initial-branch main",
+        "commit --quiet --allow-empty --message Shared",
+        "update-ref refs/remotes/origin/main HEAD",
+        "commit --quiet --allow-empty --message Mine",
+    ):
+        subprocess.run(["git", *line.split()], check=True)
+    base = gate.find_base(None)
+    assert base and (base.name, base.commit) == ("origin/main", tools_git("rev-parse", "HEAD^"))
 
 
 def test_an_accuracy_that_falls_less_or_rises_passes(project: Project, failures: Gate) -> None:
@@ -517,7 +559,7 @@ def test_a_file_that_the_remote_lost_from_a_folder_fails(
 ) -> None:
     (store / stored("data/lineup", "shapes.json")).unlink()
     listing = stored("data/lineup")
-    only(failures(), "data/lineup is not whole on remote store", f"Delete {listing} there")
+    only(failures(), "data/lineup is incomplete on remote store", f"Delete {listing} there")
     push()
     assert failures() != []  # DVC believes the listing: hence the advice
     (store / listing).unlink()

@@ -29,7 +29,7 @@ from rerunning import Project, opened
 from rich.console import Console
 
 from stages.shared.stage import StageError
-from tools import cluster, display, launch, local, node, pipeline
+from tools import cluster, display, doctor, launch, local, node, pipeline
 from tools.pipeline import Step
 
 TARGET = "plot@shapes"
@@ -147,12 +147,12 @@ def test_an_interrupted_launch_ends_all_that_it_started(
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--jobs", "0"], "--jobs: must be a number from 1. Received: 0"),
-        (["--cpus-per-job", "x"], "--cpus-per-job: must be a number from 1. Received: x"),
+        (["--jobs", "0"], "--jobs: must be 1 or more. Received: 0"),
+        (["--cpus-per-job", "x"], "--cpus-per-job: must be 1 or more. Received: x"),
         (["--gpus-per-job", "1.5"], "must be between 0 and 1, or whole. Received: 1.5"),
-        (["--trials", "3"], "--seeds and --trials are a sweep's"),
-        (["--dry-run", "--sweep", "a=1"], "--dry-run is not for a sweep"),
-        (["--remote", "store"], "--remote is for the nodes of --address"),
+        (["--trials", "3"], "--seeds and --trials need --sweep"),
+        (["--dry-run", "--sweep", "a=1"], "--dry-run cannot go with --sweep"),
+        (["--remote", "store"], "--remote needs --address"),
         (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once. Received: a, a"),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_may_run_is_told_with_what_it_took(
     lines = [line.split(maxsplit=1) for line in launch.foreseen(names).splitlines()]
     assert lines[2] == ["train@shapes-simple", "not yet run"]
     assert launch.foreseen(["lineup"]) == "lineup\n1 stages may run."
-    assert " ".join(lines[3]).endswith("took 2 min 0 s before, but for 1 not yet run.")
+    assert " ".join(lines[3]).endswith("took 2 min 0 s before, except 1 not yet run.")
 
 
 def test_a_target_that_is_not_there_is_named(shapes: Project) -> None:
@@ -237,7 +237,7 @@ def test_a_stages_command_sees_its_share_of_the_gpus_and_takes_no_whole_one(
     with local.connected(1, 1.0, 2) as connection:
         for name in ("a", "b"):  # in turn
             job = {"root": str(project), "stage": f"train@{name}", "outs": [name], "log": "log"}
-            assert connection.outcome(connection.run_here(job)) == {"code": 0, "ran": True}
+            assert connection.outcome(connection.run_here(job))["code"] == 0
             lines = (project / name).read_text().splitlines()
             assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in lines
             seen += [line for line in lines if line.startswith("CUDA_VISIBLE_DEVICES=")]
@@ -316,7 +316,7 @@ def test_what_runs_in_clones_is_committed(repository: Path, name: str, shown: st
     assert str(caught.value).splitlines()[1:-1] == [shown]
 
 
-@pytest.mark.parametrize("kept", [0, 5, 20, 24, 27, 32, 40])
+@pytest.mark.parametrize("kept", [0, 5, 20, 24, 27, 32, 38, 40])
 def test_a_lock_that_was_cut_short_in_a_nodes_clone_is_gits_again(
     repository: Path, kept: int
 ) -> None:
@@ -402,6 +402,68 @@ def test_trainings_take_turns_on_a_gpu_and_other_stages_do_not_wait(
         jobs = [connection.run_here({"stage": name}) for name in names]
         devices = [connection.outcome(job)["device"] for job in jobs]
     assert set(devices[:-1]) == {"0", "1"} and devices[-1] == "none"
+
+
+def test_what_needs_no_gpu_does_not_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    free = threading.Event()
+
+    def work(job: dict[str, Any]) -> dict[str, Any]:
+        return {"free": job["stage"] == "stats@a" or free.wait(SECONDS)}
+
+    monkeypatch.setattr(node, "run_here", work)
+    with local.connected(3, 1.0, 2) as connection:
+        try:
+            connection.run_here({"stage": "train@a"})
+            connection.run_here({"stage": "train@b"})  # has no GPU yet
+            other = connection.run_here({"stage": "stats@a"})
+            assert connection.finished([other], 30) == [other]
+        finally:
+            free.set()
+
+
+@pytest.mark.parametrize("code", [1, 0])
+def test_what_failed_on_a_node_or_could_not_be_pulled_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.json").write_text("old")
+    recorded: list[Any] = []
+    monkeypatch.setattr(pipeline, "record", recorded.append)
+    monkeypatch.setattr(node, "dvc", lambda *_: 7)  # the pull
+    nodes = launch.Nodes(SimpleNamespace(jobs=1), cluster.Source("origin", "abc", None))
+    outcome = {"code": code, "ran": True, "log": b"why\n"}  # all that there is of a lost one
+    outcome |= {} if code else {"files": {"m.json": b"new"}, "entry": {}}
+    nodes.collect(Step("a", [], [], ["m.json"], [], []), outcome, Path("a.log"))
+    assert (outcome["code"], len(recorded)) == ((1, 0) if code else (7, 1))
+    assert Path("m.json").read_text() == ("old" if code else "new")
+    assert Path("a.log").read_bytes() == b"why\n"
+
+
+def test_dvcs_lock_is_written_whole_under_its_guard_and_loses_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_project(tmp_path / "project", {}))
+    pipeline.write_lock(pipeline.LOCK, {name: {"cmd": name} for name in ("theirs", "b", "a")})
+    pipeline.put_in_order(["a"], ["b"])
+    assert list(pipeline.locked()) == ["a", "b", "theirs"]
+    guard, held, whole = Path(".dvc/tmp/lock"), [], pipeline.LOCK.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pipeline, "write_lock", lambda *_: held.extend(doctor.check_repository_lock(guard))
+        )
+        pipeline.record({"c": {"cmd": "c"}})
+        pipeline.put_in_order(["b"], [])
+    assert [f"process {os.getpid()}" in each.what for each in held] == [True, True]
+
+    def dies(name: str, data: Any) -> None:
+        Path(name).write_text("schema")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dvc.utils.serialize.dump_yaml", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.write_lock(pipeline.LOCK, {})
+    assert pipeline.LOCK.read_bytes() == whole
 
 
 def test_an_end_also_ends_what_was_waiting_for_a_gpu(
@@ -552,6 +614,7 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
         "cache": None,
     }
     shapes.tell_standin()
+    before = set((tmp_path / "store").rglob("*"))
     outcome = node.run_trial(job)
     subprocess.run(
         [sys.executable, "-m", "dvc", "remote", "remove", "--local", "store"], check=True
@@ -559,6 +622,10 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
     assert outcome["code"] == 0, outcome["log"].decode()
     assert shapes.ran() == {stage}
     assert outcome["files"].keys() == set(steps[stage].small_outs)
+    listed = ["git", "-C", str(node_of), "for-each-ref", "refs/exps"]
+    assert "/trial\n" in subprocess.run(listed, capture_output=True, text=True).stdout
+    assert set((tmp_path / "store").rglob("*")) > before  # the weights
+    assert not list(tmp_path.glob("node/*/trials/trial"))  # a clone with its data
 
 
 HOLDER = f"""
@@ -600,10 +667,22 @@ def test_a_stage_that_finished_while_dvc_could_not_record_it_is_recorded_and_not
     line = f"echo once >> ran && echo result > out && {sys.executable} ../holder.py"
     folder = tiny_project(tmp_path / "project", {"work": {"cmd": line, "outs": ["out"]}})
     outcome, log = reproduced_by_a_dvc_that_is_refused_its_guard(folder)
-    assert outcome == {"code": 0, "ran": True}, log
+    assert outcome == {"code": 0, "ran": True, "error": ""}, log
     assert "Unable to acquire lock" in log
     assert (folder / "ran").read_text() == "once\n"
     assert list(pipeline.locked(folder)) == ["work"]
+
+
+def test_how_to_record_what_dvc_could_not_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    (tmp_path / "holder.py").write_text(HOLDER)
+    line = f"echo result > out && {sys.executable} ../holder.py"
+    folder = tiny_project(tmp_path / "project", {"work": {"cmd": line, "outs": ["out"]}})
+    monkeypatch.setattr(node, "record", lambda *_: 255)  # no room
+    outcome, _ = reproduced_by_a_dvc_that_is_refused_its_guard(folder)
+    assert (outcome["code"], outcome["ran"]) == (255, True)
+    assert "`dvc commit --force work`" in outcome["error"]
 
 
 def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path, impatient: None) -> None:
@@ -612,7 +691,7 @@ def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path, impati
     (folder / ".dvc/tmp").mkdir(exist_ok=True)
     subprocess.run([sys.executable, "-c", HOLDER], cwd=folder, check=True)
     outcome, log = reproduced_by_a_dvc_that_is_refused_its_guard(folder)
-    assert outcome == {"code": 0, "ran": True}, log
+    assert outcome == {"code": 0, "ran": True, "error": ""}, log
     assert "Unable to acquire lock" in log
     assert (folder / "ran").read_text() == "once\n"
 

@@ -222,7 +222,7 @@ def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
         # others
         ("datasets.cifar10.url", "ftp://host/file.tar.gz", "https?://"),
         ("datasets.cifar10.url", "https://host/folder/", "https?://"),
-        ("variants.shapes-lenet.seeds", [1, 2, 1], "must differ from each other"),
+        ("variants.shapes-lenet.seeds", [1, 2, 1], "must be unique"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(
@@ -514,7 +514,7 @@ def test_looking_up_an_unknown_name_says_what_there_is(section: str, look_up: st
             "drop",
             "Allowed: dropout, l2. Received: 'drop'. Did you mean 'dropout'?",
         ),
-        ("deep_bn", {"l2": 1e-4}, "dropout", "missing. It must be given; there are no defaults."),
+        ("deep_bn", {"l2": 1e-4}, "dropout", "missing. It is required; there are no defaults."),
         ("deep_bn", {"l2": "x", "dropout": [0.1]}, "l2", "number. Received: 'x'."),
         ("deep_bn", {"l2": True, "dropout": [0.1]}, "l2", "number. Received: True."),
         ("deep_bn", {"l2": None, "dropout": [0.1]}, "l2", "number. Received: None."),

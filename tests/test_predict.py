@@ -127,8 +127,8 @@ def test_the_centre_is_cut_out_and_shrunk_by_averaging() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.png", b"", "no image that Pillow knows"),
-        ("text.png", b"not an image", "no image that Pillow knows"),
+        ("empty.png", b"", "not an image that Pillow reads"),
+        ("text.png", b"not an image", "not an image that Pillow reads"),
         ("missing.png", None, "No such file"),
         ("cut.png", "cut", "truncated"),
         ("odd.jpg", "odd", "bad operand"),
@@ -234,7 +234,7 @@ def test_a_variant_that_is_not_trained_and_a_model_that_does_not_fit_are_refused
         predict.find("cifar10-lenet")
     with pytest.raises(StageError, match="Did you mean 'cifar10-lenet'"):
         predict.find("cifar10-lennet")
-    with pytest.raises(StageError, match=r"tell 2 classes. Received: 3 classes"):
+    with pytest.raises(StageError, match=r"have 2 classes. Received: 3 classes"):
         predict.Predictor(model, ["a", "b"])
     flat = keras.Sequential([keras.Input((784,)), layers.Dense(3)])
     flat.save(tmp_path / "flat.keras")

@@ -152,6 +152,28 @@ def test_there_is_a_chart_of_each_kind_with_all_variants(make: Callable[..., str
     assert [v["value"] for v in curve if v["measure"] == "Training loss"][:3] == [2, 1, 0.66667]
 
 
+def test_charts_have_the_numbers_of_the_results(make: Callable[..., str]) -> None:
+    specs = embedded(make(1), "specs")
+    shown = {name: specs[f"toys-{name}"]["data"]["values"] for name in CHARTS}
+    details, record = (
+        json.loads(Path(f"results/{kind}/toys/toys-00.json").read_text())
+        for kind in ("details", "runs")
+    )
+    seeds = list(details["seeds"].values())
+    recall = np.mean([[row["recall"] for row in seed["per_class"]] for seed in seeds], axis=0)
+    assert [each["recall"] for each in shown["classes"]] == pytest.approx(recall, rel=1e-4)
+    shares = {(each["true"], each["predicted"]): each["share"] for each in shown["confusion"]}
+    for (i, j), count in np.ndenumerate(np.sum([seed["confusion"] for seed in seeds], axis=0)):
+        share = count / (2 * IMAGES / 3)  # of the true class's images, in both seeds
+        assert shares.get((CLASSES[i], CLASSES[j]), 0) == pytest.approx(share, rel=1e-4)
+    bins = [b for b in seeds[0]["calibration"] if b["images"] >= report.CALIBRATION_IMAGES]
+    for key in ("accuracy", "confidence"):
+        expected = [each[key] for each in bins]
+        assert [each[key] for each in shown["calibration"]] == pytest.approx(expected, rel=1e-4)
+    assert [each["cost"] for each in shown["time"]] == [record["train_seconds"]]
+    assert [each["cost"] for each in shown["size"]] == [92_246]
+
+
 def test_confusions_of_many_classes_are_the_most_frequent_ones(
     make: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +247,24 @@ def test_the_best_variant_is_compared_with_each_other_one(make: Callable[..., st
     best = max(accuracy, key=accuracy.__getitem__)
     assert [a for a, _ in pairs] == [best] * 3
     assert {b for _, b in pairs} == accuracy.keys() - {best}
+    rows, _ = report.comparisons(Revision().results(["toys"]), None)
+    for row in rows:
+        assert f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}" in page
     assert "corrected for the number of comparisons, 6 as the best" in page
+
+
+def test_a_verdict_counts_all_pairs_that_the_best_was_chosen_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path, 3, 3)
+    results, i = Revision().results(["toys"]), np.arange(60)
+    for result, right in zip(results, (i < 50, (i < 41) | (i == 50), i < 50), strict=True):
+        result.metrics = {"accuracy": right.mean()}
+        result.predictions = Predictions(tuple((n, "cat") for n in range(60)), right[None])
+    rows, _ = report.comparisons(results, None)
+    assert rows[1]["p"] == pytest.approx(22 / 1024)  # below 1/20 if doubled, not if tripled
+    assert rows[1]["verdict"] == "no evidence of a difference"
 
 
 @pytest.mark.parametrize("folder", ["results", ".", "..", "params.yaml"])
@@ -341,7 +380,7 @@ def test_revisions_are_compared_where_images_are_the_same_and_predictions_are_no
     rows, note = report.comparisons(results, results[0].revision)
     assert [(row["a"], row["b"]) for row in rows] == [("toys-00 (better)", "toys-00 (main)")]
     assert "number of comparisons, 1." in note
-    assert "The same images right: toys-00 (alike)." in note
+    assert "The same images correct: toys-00 (alike)." in note
     assert "Other test images, not compared: toys-00 (other)." in note
     results[0].predictions = None
     assert report.comparisons(results, results[0].revision) == (

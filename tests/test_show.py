@@ -173,6 +173,18 @@ def test_a_remote_that_fails_is_a_warning_and_is_asked_once(
     assert said.count(f"'main' is left out: {type(error).__name__}: no way") == 1
 
 
+def test_predictions_that_differ_in_one_image_of_ten_thousand_are_of_another_run(
+    project: Path,
+) -> None:
+    rows = [f"1,{i},cat,{'cat' if i < 7183 else 'dog'}" for i in range(10_000)]  # metrics: 7182
+    path = project / "results/predictions/toys/toys-done.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(["seed,index,true,predicted", *rows]))
+    result, _ = Revision().results(["toys"])
+    with pytest.raises(StageError, match="must be of the run"):
+        _ = result.predictions
+
+
 def test_without_a_record_time_and_device_are_dashes(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

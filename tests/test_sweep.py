@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PARAMS, ROOT
+from conftest import PARAMS
+from dvc.utils.serialize import modify_yaml
 
 from stages.shared import params
 from stages.shared.stage import StageError
-from tools import apply, node
+from tools import apply, node, unfold
 from tools.cluster import Source
 from tools.pipeline import Step
 from tools.results import Revision
@@ -114,7 +115,7 @@ def test_validation_images_may_come_with_the_values() -> None:
 def test_seeds_are_given_in_one_way() -> None:
     space = dict([parse("variants.shapes-lenet.seeds=[1],[2]")])
     assert Sweep(space, STEPS, ["train@shapes-lenet"], None, None).count == 2
-    with pytest.raises(StageError, match="--seeds gives all trials their seeds"):
+    with pytest.raises(StageError, match="--seeds sets the seeds of all trials"):
         Sweep(space, STEPS, ["train@shapes-lenet"], 3, None)
 
 
@@ -227,6 +228,19 @@ def run_scripted(
     return sweep, sweep.run(connection, Source("origin", "abc", None, str(folder), "cache"))
 
 
+def test_a_trial_of_a_cluster_is_pulled_and_one_that_cannot_be_has_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tools.sweep.LOGS", tmp_path)
+    monkeypatch.setattr("tools.sweep.pull", lambda name, remote: f"{name} of {remote}")
+    steps: Any = {"train@shapes-lenet": Step("train@shapes-lenet", (), (), OUTS, (), ())}
+    space = dict([parse(f"{RATE}=0.01,0.02")])
+    sweep = Sweep(space, steps, ["train@shapes-lenet"], None, None)
+    done = sweep.run(Scripted(trained(0.5), None), Source("origin", "abc", "store"))
+    errors = [each["error"] for each in done]
+    assert errors == ["shapes-lenet_learning_rate-0.01 of store", "why"]
+
+
 def test_the_greatest_accuracy_is_the_best_and_is_reported_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,10 +321,28 @@ def test_an_experiment_may_add_and_remove_parameters(
 
 def test_what_does_not_change_in_params_stays_as_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    text = (ROOT / params.PATH).read_text()
+    text = PARAMS.read_text()
     file.write_text(text)
     node.change(file, {"recipes.demo.epochs": 77})
     assert file.read_text() == re.sub(r"(\n  demo:.*\n    epochs:) \d+", r"\1 77", text, count=1)
+
+
+def test_lines_that_dvc_folded_are_whole_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["unfold"])
+    text = PARAMS.read_text()
+    params.PATH.write_text(text)
+    with modify_yaml(str(params.PATH)):  # as `dvc exp run --set-param` does
+        pass
+    assert params.PATH.read_text() != text
+    unfold.main()
+    assert params.PATH.read_text() == text
+    params.PATH.write_text(broken := text.replace("epochs: 6", "epochs: six"))
+    with pytest.raises(StageError, match=r"epochs.*six"):
+        unfold.main()
+    assert params.PATH.read_text() == broken
 
 
 def test_results_of_other_code_are_not_applied(
@@ -384,7 +416,7 @@ def test_trials_become_experiments_that_are_applied_together(project: Path) -> N
     assert names == rates | {"shapes-deep-bn_seeds--4-"}
 
     said = run(project, "tools.apply", *rates, code=1)
-    assert "learning_rate" in said and "set differently" in said
+    assert "learning_rate" in said and "one set differently" in said
     assert git(project, "status", "--porcelain") == ""
     applied = ["shapes-lenet_learning_rate-0.01_seeds-2", "shapes-deep-bn_seeds--4-"]
     cache = project / ".dvc" / "cache" / "files"

@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
@@ -236,6 +237,18 @@ def test_the_kept_model_has_the_accuracy_of_the_best_row(toy_split: Split, tmp_p
     model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     right = np.argmax(model(toy_split.images[held_out]), axis=1) == toy_split.labels[held_out]
     assert right.mean() == pytest.approx(max(accuracies), rel=1e-6)
+
+
+def test_the_time_is_that_of_all_kept_epochs_in_all_sittings(
+    toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 5)
+    fake = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("stages.training.fitting.time", fake)
+    interrupt(toy_split, recipe(), tmp_path, after=1)  # the second epoch is lost
+    training = start(toy_split, recipe())
+    training.fit(tmp_path / "checkpoints")
+    assert training.seconds == 3 * 5
 
 
 def test_a_loss_that_is_not_finite_is_an_error_naming_epoch_and_seed(
@@ -799,6 +812,18 @@ def test_a_variant_that_another_process_trains_is_not_trained(project: Path) -> 
     with checkpoint.only_trainer(Path("checkpoints")), held:
         stage.main()
     assert not {path.name for path in project.iterdir()} & {*OUTPUTS}
+
+
+def test_who_may_not_train_touches_nothing_of_who_does(project: Path) -> None:
+    half = project / ".weights.partial" / "seed-1.keras"
+    half.parent.mkdir()
+    half.touch()
+    theirs = project / "checkpoints" / "theirs" / "seed-1"
+    checkpoint.save(theirs, 1, {}, {})
+    with checkpoint.only_trainer(Path("checkpoints")), pytest.raises(StageError, match="is held"):
+        stage.main()
+    assert half.exists()
+    assert checkpoint.load(theirs) == ({}, {})
 
 
 @pytest.mark.parametrize(

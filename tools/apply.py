@@ -85,8 +85,8 @@ def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
     for key, value in found.items():
         if known.get(key, value) != value:
             raise StageError(
-                f"Experiments that are applied together must not change the same. Received: {key}, "
-                f"which '{name}' and one before it set differently. Leave one of them out."
+                f"Experiments applied together must not change the same key. Received: {key}, "
+                f"which '{name}' and an earlier one set differently. Omit one of them."
             )
     known |= found
 

@@ -52,7 +52,7 @@ def text(base: Revision, links: str) -> str:
         try:
             content = part()
         except StageError as error:
-            content = escaped(f"Not to be told: {error}")
+            content = escaped(f"Cannot be shown: {error}")
         written.append(f"#### {title}\n\n{content}\n")
     return "\n".join(written)
 

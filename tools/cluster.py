@@ -61,7 +61,8 @@ def elsewhere(remote: str | None) -> Source:
         url = git("config", "--get", "remote.origin.url")
     except StageError:
         raise StageError(
-            "Nodes clone the git remote 'origin'. Received: no such remote. `git remote add`."
+            "Nodes clone the git remote 'origin'. Received: no such remote. "
+            "`git remote add origin URL`."
         ) from None
     if not git("branch", "--remotes", "--contains", revision):
         raise StageError(f"HEAD must be pushed. Received: {revision[:12]}. `git push`.")
@@ -85,7 +86,7 @@ def committed() -> str:
     changed += git("status", "--porcelain", "--untracked-files=all", "--", "stages").splitlines()
     if changed:
         raise StageError(
-            "What runs elsewhere is what is committed, so nothing may be uncommitted. Received:\n"
+            "Clones run committed code only, so nothing may be uncommitted. Received:\n"
             + "\n".join(dict.fromkeys(changed))
             + "\nCommit it, and push it for other machines."
         )

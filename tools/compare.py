@@ -31,7 +31,7 @@ SMALLEST_P = 1e-99
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare variants of one dataset, each pair.")
+    parser = argparse.ArgumentParser(description="Compare each pair of one dataset's variants.")
     parser.add_argument("variants", nargs="+", help="keys of params.yaml's variants, two or more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of sentences")
     args = parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
     for each in compared:
         print(sentence(each))
     if len(pairs) > 1:
-        print(f"Better and worse, not p and intervals, are corrected for {len(pairs)} comparisons.")
+        print(f"Verdicts, but not p and intervals, are corrected for {len(pairs)} comparisons.")
 
 
 def load_all(names: list[str]) -> dict[str, Predictions]:

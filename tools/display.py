@@ -13,7 +13,7 @@ from stages.shared.stage import duration
 
 WORDS = {
     "ran": "done",
-    "unchanged": "had not changed",
+    "unchanged": "unchanged",
     "failed": "FAILED",
     "skipped": "skipped: it depends on a failed one",
 }

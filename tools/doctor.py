@@ -45,6 +45,11 @@ LOW_DISK_GB, FULL_DISK_GB = 5, 1
 COMMAND_SECONDS = 60  # for a command on this machine
 REMOTE_SECONDS = 20  # for a DVC remote to answer
 REFUSALS = {401, 403, 407}  # HTTP: who are you, you must not, ask the proxy
+HOOKS = {
+    "pre-commit": "commits are not checked",
+    "post-checkout": "outputs do not follow `git switch`",
+    "post-merge": "outputs do not follow `git merge`",
+}
 NAMED = 3  # of many things, how many a line names
 
 
@@ -77,7 +82,7 @@ def findings(check: "Check", folder: Path) -> list[Finding]:
     try:
         return check(folder)
     except Exception as error:
-        what = f"this check could not be made: {type(error).__name__}: {error}"
+        what = f"this check failed to run: {type(error).__name__}: {error}"
         return [Finding("warning", what, "What the other lines say may explain it.")]
 
 
@@ -136,7 +141,7 @@ def check_device(folder: Path) -> list[Finding]:
     if is_gpu or driver.returncode == 127:
         return [Finding("ok", device)]
     listed = driver.stdout.partition(" (UUID")[0].strip() if driver.returncode == 0 else ""
-    what = f"{device}, though there is {listed or 'an nvidia-smi, which fails'}"
+    what = f"{device}, although there is {listed or 'an nvidia-smi, which fails'}"
     if not listed:
         return [Finding("warning", what, "`nvidia-smi` says what is wrong with the driver.")]
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -180,11 +185,11 @@ def check_remotes(folder: Path) -> list[Finding]:
         return [Finding("warning", "none is configured", advice)]
     found = [check_remote(folder, name, str(remotes[name].get("url"))) for name in remotes]
     if default not in remotes:
-        what = f"of {', '.join(remotes)} none is the default; that is {default or 'not set'}"
+        what = f"none of {', '.join(remotes)} is the default, which is {default or 'not set'}"
         found.append(Finding("warning", what, "`dvc remote default NAME`."))
     for name in remotes:
         if not remotes[name].get("verify"):
-            what = f"what comes from {name} is not checked: half a file would be taken for whole"
+            what = f"downloads from {name} are not verified: a truncated file would pass"
             found.append(Finding("warning", what, f"`dvc remote modify {name} verify true`."))
     return found
 
@@ -232,7 +237,7 @@ def check_dvc_locks(folder: Path) -> list[Finding]:
     """Who holds DVC's locks, and which of them nobody holds any more."""
     tmp = folder / ".dvc" / "tmp"
     found = [*check_repository_lock(tmp / "lock"), *check_path_locks(tmp / "rwlock")]
-    return found or [Finding("ok", "no DVC command is at work, no lock is left over")]
+    return found or [Finding("ok", "no DVC command is running, no stale lock")]
 
 
 def check_repository_lock(path: Path) -> list[Finding]:
@@ -295,10 +300,10 @@ def check_trainings(folder: Path) -> list[Finding]:
             so_far = f" ({reached})" if epochs else ""
             found.append(Finding("ok", f"{variant.name} is being trained by {holder}{so_far}"))
         elif epochs:
-            what = f"{variant.name} resumes when it is run again ({reached}), if nothing changed"
+            what = f"{variant.name} resumes when rerun ({reached}), if nothing changed"
             given_up = f"`rm -r {variant.relative_to(folder)}` gives it up"
             found.append(Finding("ok", f"{what}; {given_up}"))
-    return found or [Finding("ok", "none is at work, none to resume")]
+    return found or [Finding("ok", "none running, none to resume")]
 
 
 def trainer_of(checkpoints: Path) -> str:
@@ -327,7 +332,7 @@ def check_orphans(folder: Path) -> list[Finding]:
             what = f"process {process.pid} trains {variant} without DVC, which will not record it"
             advice = f"`kill {process.pid}`, then `dvc repro train@{variant}`, which resumes it."
             found.append(Finding("warning", what, advice))
-    return found or [Finding("ok", "every trainer at work belongs to a DVC command")]
+    return found or [Finding("ok", "every running trainer belongs to a DVC command")]
 
 
 def check_partials(folder: Path) -> list[Finding]:
@@ -396,19 +401,20 @@ def check_gitignore(folder: Path) -> list[Finding]:
 
 
 def check_hooks(folder: Path) -> list[Finding]:
-    """That commits are checked by pre-commit, and dvc.lock is merged stage by stage."""
-    git = ask(folder, "git", "rev-parse", "--git-path", "hooks/pre-commit")
+    """That commits are checked, outputs follow git, and dvc.lock is merged stage by stage."""
+    git = ask(folder, "git", "rev-parse", "--git-path", "hooks")
     if git.returncode:
         raise StageError(last_line(git.stderr))
-    hook = folder / git.stdout.strip()
     missing = []
-    if not (hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text()):
-        missing.append("commits are not checked")
+    for name, what in HOOKS.items():
+        hook = folder / git.stdout.strip() / name
+        if not (hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text()):
+            missing.append(what)
     if ask(folder, "git", "config", "merge.dvc-lock.driver").returncode:
         missing.append("dvc.lock is merged line by line")
     if missing:
         return [Finding("warning", ", ".join(missing), "`make setup-git`.")]
-    return [Finding("ok", "pre-commit checks each commit, dvc.lock is merged stage by stage")]
+    return [Finding("ok", "commits are checked, outputs follow git, dvc.lock is merged by stage")]
 
 
 def check_lock_file(folder: Path) -> list[Finding]:

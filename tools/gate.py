@@ -36,6 +36,7 @@ from tools.pipeline import LOCK, locked, parse_lock
 from tools.results import Commit, Revision, differences
 
 PIPELINE = Path("dvc.yaml")
+REQUIREMENTS = Path("requirements.txt")
 BASES = ("origin/main", "main")
 MARK = "<!-- dvc gate -->"  # by which the comment is found again, to be replaced
 MAX_DROP = 1.0  # percentage points
@@ -104,28 +105,28 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Exit with 1 if this should not be merged.")
-    parser.add_argument("--base", metavar="REV", help=f"the branch to merge into; {BASES[0]}")
+    parser.add_argument(
+        "--base", metavar="REV", help=f"the branch to merge into (default: {BASES[0]})"
+    )
     parser.add_argument(
         "--max-drop",
         type=points,
         default=MAX_DROP,
         metavar="POINTS",
-        help=f"how far an accuracy may fall, in percentage points; {MAX_DROP}",
+        help=f"allowed accuracy drop, percentage points (default: {MAX_DROP})",
     )
     remotes = parser.add_mutually_exclusive_group()
-    remotes.add_argument("--remote", metavar="NAME", help="the DVC remote; the default one")
+    remotes.add_argument("--remote", metavar="NAME", help="the DVC remote, if not the default")
     remotes.add_argument("--no-remote", action="store_true", help="do not look at the remote")
     parser.add_argument("--comment", metavar="FILE", help="write Markdown there")
-    parser.add_argument(
-        "--links", default="", metavar="PREFIX", help="what the figures' addresses begin with"
-    )
+    parser.add_argument("--links", default="", metavar="PREFIX", help="URL prefix of the figures")
     return parser.parse_args()
 
 
 def points(argument: str) -> float:
     value = float(argument)
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"must be a number from 0 up. Received: {argument}")
+        raise argparse.ArgumentTypeError(f"must be 0 or more. Received: {argument}")
     return value
 
 
@@ -181,15 +182,16 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
                 found += check_remote(pipeline, name, store)
                 passed += f", {len(cached(pipeline))} outputs on remote {name}"
     except DvcException as error:
-        found.append(Finding("failure", f"DVC cannot read the pipeline: {error}", "Mend it."))
+        found.append(Finding("failure", f"DVC cannot read the pipeline: {error}", "Fix it."))
     except Broken as error:
         found.append(Finding("failure", str(error)))
         base = None  # metrics are told apart by dvc.lock
-    if base is not None:
-        try:
+    try:
+        found += check_versions()
+        if base is not None:
             found += check_metrics(base, args.max_drop)
-        except StageError as error:
-            found.append(Finding("failure", str(error)))
+    except StageError as error:
+        found.append(Finding("failure", str(error)))
     return sorted(found, key=lambda each: each.level), passed
 
 
@@ -230,9 +232,9 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
             continue
         there = [out for out in stage.outs if not out.use_cache and out.exists]
         if name in ran_at_base:
-            why["was in dvc.lock, and is not any more"].append(name)
+            why["is no longer in dvc.lock"].append(name)
         elif there or used & {Path(out.fs_path) for out in stage.outs}:
-            why["is not in dvc.lock, though its results are there or in use"].append(name)
+            why["is not in dvc.lock, though its results exist or are used"].append(name)
         elif at_base is not None and name not in at_base:
             why["is new and has not been run"].append(name)
         else:
@@ -246,7 +248,7 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         what = f"not run yet, {where}: {some(never)}"
         found.append(Finding("note", what, "`dvc repro NAME` runs one when there is time."))
     if pipeline.left_over:
-        what = f"dvc.lock names stages that there are no more: {some(pipeline.left_over)}"
+        what = f"dvc.lock has entries of deleted stages: {some(pipeline.left_over)}"
         found.append(Finding("note", what, "They only slow DVC down, and can be deleted there."))
     return found
 
@@ -285,7 +287,7 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
             continue
         stage = pipeline.stages[name]
         if stage.cmd_changed:
-            why["its command in dvc.yaml is not the one that was run"].append(name)
+            why["its command in dvc.yaml has changed since the run"].append(name)
         for dep in [] if stage.frozen else stage.deps:
             try:
                 for reason in changed(pipeline, dep):
@@ -296,7 +298,7 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
         Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
     ]
     if unknown:
-        what = f"not compared, as their folders' listings are not at hand: {some(unknown)}"
+        what = f"not compared, as their folders' listings are missing: {some(unknown)}"
         found.append(Finding("note", what, "`dvc pull`, or a remote, brings them."))
     return found + extra_files(pipeline)
 
@@ -314,8 +316,8 @@ def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         entries = mixed_entries(*merge.split())
         mixed |= dict.fromkeys(name for name in entries if entries[name] == now.get(name))
     names = [name for name in mixed if name in pipeline.stages]
-    what = f"{some(names)}: git mixed the entries of two branches in dvc.lock, and nobody ran this"
-    advice = "`make setup-git`, then merge anew; `dvc repro`."
+    what = f"{some(names)}: git mixed two branches' entries in dvc.lock; this was never run"
+    advice = "`make setup-git`, merge again, then `dvc repro`."
     return [Finding("failure", what, advice)] if names else []
 
 
@@ -368,11 +370,11 @@ def changed(pipeline: Pipeline, dep: Any) -> Iterator[str]:
         yield f"{dep} is a dependency in dvc.yaml, and not in dvc.lock"
     elif source is None and path not in pipeline.outs_in:
         if dep.workspace_status():
-            yield f"{dep} is not what it was run with" if dep.exists else f"{dep} is missing"
+            yield f"{dep} has changed since the run" if dep.exists else f"{dep} is missing"
     else:
         made = hash_in(pipeline, source, path) if source else hash_of_folder(pipeline, path)
         if made not in (None, dep.hash_info.value):
-            what = f"it was run with another {dep} than dvc.lock says was written"
+            what = f"it ran with a {dep} other than the one dvc.lock records"
             if source is None:
                 what += ", or with another branch's files in it, which `dvc checkout "
                 what += "--allow-missing` removes"
@@ -393,7 +395,7 @@ def changed_params(dep: Any) -> Iterator[str]:
             f"{key}: {shown(a)} then, {shown(b)} now"
             for key, a, b in differences(then.get(name, ...), now.get(name, ...), name)
         ]
-        yield f"it was run with another `{name}` ({some(different)})"
+        yield f"it ran with a different `{name}` ({some(different)})"
 
 
 def shown(value: Any) -> str:
@@ -467,7 +469,7 @@ def extra_files(pipeline: Pipeline) -> list[Finding]:
         paths = [Path(path) for path in repo.dvcignore.find(repo.fs, str(folder))]
         extra = sorted(shorter(path) for path in paths if pipeline.source(path) is None)
         if extra:
-            what = f"of no stage, and yet in a folder that stages read: {some(extra)}"
+            what = f"written by no stage, in a folder that stages read: {some(extra)}"
             advice = "DVC counts whatever lies there: remove it, then `dvc repro`."
             found.append(Finding("failure", what, advice))
     return found
@@ -496,6 +498,23 @@ def check_results(pipeline: Pipeline) -> list[Finding]:
     return found
 
 
+def check_versions() -> list[Finding]:
+    """That trainings ran with the versions of the lock file; a new version reruns nothing."""
+    wanted = {each.name: each.specifier for each in doctor.requirements_of(REQUIREMENTS)}
+    others = defaultdict(list)
+    for result in Revision().results():
+        environments = result.record.get("environment", [])
+        ran_with = {text for each in environments for text in each.get("versions", [])}
+        for name, version in sorted(text.split() for text in ran_with):
+            if name in wanted and not wanted[name].contains(version, prereleases=True):
+                others[f"{name} {version}"].append(result.variant)
+    advice = "`dvc repro --force --single-item train@V` would tell what that changes."
+    return [
+        Finding("note", f"trained with {what}, and not {REQUIREMENTS}'s: {some(names)}", advice)
+        for what, names in others.items()
+    ]
+
+
 def open_remote(repo: Any, wanted: str | None, skip: bool) -> tuple[str, Any, list[Finding]]:
     """A DVC remote's name, its store of objects or None, and what there is to say about it.
 
@@ -508,7 +527,7 @@ def open_remote(repo: Any, wanted: str | None, skip: bool) -> tuple[str, Any, li
         names = ", ".join(known) or "none"
         raise StageError(f"--remote must be among: {names}. Received: '{wanted}'.")
     if skip:
-        return name, None, [Finding("note", "what is on the remote was not asked: --no-remote")]
+        return name, None, [Finding("note", "the remote was not checked: --no-remote")]
     if not known:
         advice = "`dvc remote add --default NAME URL`, `dvc push`."
         return name, None, [Finding("note", "no DVC remote is configured", advice)]
@@ -549,9 +568,7 @@ def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
         found.append(Finding("failure", what, f"{push} where they were made."))
     for out in torn:
         listed = out.hash_info.value
-        what = (
-            f"{out} is not whole on remote {name}: it has the folder's listing, and not all files"
-        )
+        what = f"{out} is incomplete on remote {name}: it has the listing, and not all files"
         advice = (
             f"Delete files/md5/{listed[:2]}/{listed[2:]} there, so that {push} sends all of it."
         )
@@ -562,7 +579,7 @@ def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
 def cannot_ask(name: str, error: Exception) -> Finding:
     text = re.sub("//[^/@]*@", "//", f"{type(error).__name__}: {error}")  # no passwords
     advice = "Check network, address and credentials; `make doctor`."
-    return Finding("failure", f"remote {name} cannot be asked: {text}", advice)
+    return Finding("failure", f"remote {name} cannot be queried: {text}", advice)
 
 
 def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
@@ -587,11 +604,11 @@ def check_metrics(base: Revision, max_drop: float) -> list[Finding]:
                 f"{where} fell by {-each.points:.2f} points, from {each.before['accuracy']:.2%} in "
                 f"{base.name} to {each.after['accuracy']:.2%}: more than {max_drop:g}"
             )
-            advice = "Find out why; if it is meant, `--max-drop` allows more."
+            advice = "Find out why; if intended, `--max-drop`, or the label `lower accuracy`."
             chance = chance_of_seeds(each.before, each.after)
             if -each.points <= chance:
-                what += f", and no more than its seeds explain, {chance:.2f}"
-                advice = "More seeds would tell."
+                what += f", but within its seeds' spread, {chance:.2f}"
+                advice = "More seeds would settle it."
             found.append(Finding("note" if -each.points <= chance else "failure", what, advice))
     return found
 

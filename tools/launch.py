@@ -31,7 +31,9 @@ POLL_SECONDS = 0.5
 def main() -> None:
     args = parse_arguments()
     params.check()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: clean up
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as under `nohup`
+            signal.signal(ending, signal.default_int_handler)
     if args.sweep:
         sys.exit(sweep(args))
     steps, outdated = pipeline.plan(args.targets)
@@ -64,12 +66,16 @@ def parse_arguments() -> argparse.Namespace:
         help="stages at a time; auto: one per GPU share, or per --cpus-per-job cores without a GPU",
     )
     parser.add_argument(
-        "--gpus-per-job", type=share, default=1.0, metavar="F", help="1, 2, ... or a part of one"
+        "--gpus-per-job",
+        type=share,
+        default=1.0,
+        metavar="F",
+        help="1, 2, ... or a fraction of one",
     )
     parser.add_argument(
-        "--cpus-per-job", type=count, default=2, metavar="N", help="cores, default 2"
+        "--cpus-per-job", type=count, default=2, metavar="N", help="cores per stage (default: 2)"
     )
-    parser.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto; here if not given")
+    parser.add_argument("--address", help="Ray cluster, HOST:PORT or auto (default: this machine)")
     parser.add_argument("--remote", help="the DVC remote that nodes use; the default one")
     parser.add_argument(
         "--sweep",
@@ -77,19 +83,17 @@ def parse_arguments() -> argparse.Namespace:
         metavar="KEY=VALUES",
         help="try values of a key of params.yaml: 1,2,3 or 0.01..1 or 0.01..1:log; may be repeated",
     )
+    parser.add_argument("--seeds", type=count, metavar="N", help="seeds per trial of a sweep")
     parser.add_argument(
-        "--seeds", type=count, metavar="N", help="a sweep's trials train N seeds each"
-    )
-    parser.add_argument(
-        "--trials", type=count, metavar="N", help="how many; all combinations if not"
+        "--trials", type=count, metavar="N", help="how many (default: all combinations)"
     )
     args = parser.parse_args()
     if args.dry_run and args.sweep:
-        parser.error("--dry-run is not for a sweep")
+        parser.error("--dry-run cannot go with --sweep")
     if (args.seeds or args.trials) and not args.sweep:
-        parser.error("--seeds and --trials are a sweep's: --sweep KEY=VALUES")
+        parser.error("--seeds and --trials need --sweep KEY=VALUES")
     if args.remote and not args.address:
-        parser.error("--remote is for the nodes of --address")
+        parser.error("--remote needs --address")
     keys = [each.partition("=")[0] for each in args.sweep or []]
     if len(set(keys)) < len(keys):
         parser.error(f"--sweep must name each key once. Received: {', '.join(keys)}")
@@ -105,7 +109,7 @@ def connected(args: argparse.Namespace) -> Any:
 def count(text: str) -> int:
     """A number from 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 1. Received: {text}")
+        raise argparse.ArgumentTypeError(f"must be 1 or more. Received: {text}")
     return int(text)
 
 
@@ -142,7 +146,7 @@ def foreseen(outdated: list[str]) -> str:
     total = f"{len(outdated)} stages may run."
     if records.keys() & set(outdated):
         total += f" Their trainings took {duration(known)} before"
-        total += f", but for {new} not yet run." if new else "."
+        total += f", except {new} not yet run." if new else "."
     return "\n".join([*lines, total])
 
 

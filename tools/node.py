@@ -118,7 +118,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     guard = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))  # of another sweep's trial
     with guard, open(log, "w+b") as file:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was killed
         code = int(not clone(folder, job["url"], job["revision"], job["cache"], file))
         if code == 0:
             change(folder / "params.yaml", job["changes"])
@@ -132,10 +132,9 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             ["exp", "push", "--force", *share, "origin", job["name"]],
         ):
             code = code or dvc(folder, file, *command, environment=job.get("environment"))
-    found = {"code": code, "log": log.read_bytes(), "files": contents(folder, job["small_outs"])}
-    if code == 0:
-        shutil.rmtree(folder)
-    return found
+        found = contents(folder, job["small_outs"])
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"code": code, "log": log.read_bytes(), "files": found}
 
 
 def reproduce(
@@ -151,6 +150,7 @@ def reproduce(
     list of readers and writers. If that fails before the command, the stage is started once more;
     if it fails when the command has done its work, that is recorded as it is.
     """
+    error = ""
     for _ in range(ATTEMPTS):
         begin, since = log.tell(), time.time_ns()
         code = dvc(folder, log, "repro", "--single-item", stage, environment=environment)
@@ -161,10 +161,12 @@ def reproduce(
             break
         if ran and all(written_since(folder / out, since) for out in outs):
             code = record(folder, stage, log)
+            if code:
+                error = f"it has finished, and could not be recorded: `dvc commit --force {stage}`"
             break
         if not any(words in text for words in BUSY):
             break
-    return {"code": code, "ran": ran}
+    return {"code": code, "ran": ran, "error": error}
 
 
 def record(folder: Path, stage: str, log: IO[bytes]) -> int:

@@ -42,7 +42,7 @@ def main() -> None:
         partial.write_text(HTML.replace("{script}", vega_script()), encoding="utf-8")
     with Repo(".") as repo, repo.config.edit("local") as config:
         config.setdefault("plots", {})["html_template"] = PAGE.name
-    print(f"dvc plots draw on {PAGE}, without a network")
+    print(f"`dvc plots` now works offline, with {PAGE}")
 
 
 @functools.cache

@@ -130,7 +130,7 @@ class Predictor:
         self.classes = classes or [f"class {number}" for number in range(count)]
         if len(self.classes) != count:
             raise StageError(
-                f"{path} must tell {len(self.classes)} classes. Received: {count} classes."
+                f"{path} must have {len(self.classes)} classes. Received: {count} classes."
             )
 
     def predict(self, names: list[str], top: int = 3) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def read_image(name: str, height: int, width: int) -> np.ndarray:
                 ImageOps.fit(upright_rgb(image), (width, height), method=Image.Resampling.LANCZOS)
             )
     except UnidentifiedImageError:
-        reason = "no image that Pillow knows"
+        reason = "not an image that Pillow reads"
     except Exception as error:  # Pillow's decoders raise of all kinds on damaged files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise StageError(f"An image file is needed. Received: {name}: {reason}.")

@@ -39,7 +39,7 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     with outputs(README) as (partial,):
         partial.write_text(updated(text), encoding="utf-8")
-    print(f"{README} has the results of today")
+    print(f"{README} is up to date")
 
 
 def updated(text: str) -> str:

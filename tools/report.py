@@ -235,7 +235,7 @@ def comparisons(results: list[Result], base: Revision | None) -> tuple[list[dict
     notes += [
         f"{what}: {', '.join(names)}."
         for what, names in (
-            ("The same images right", alike),
+            ("The same images correct", alike),
             ("Other test images, not compared", other),
             ("No predictions here, left out", missing),
         )
@@ -254,8 +254,8 @@ def comparison_note(rows: list[dict[str, Any]], count: int, several: bool) -> st
     )
     if any(row["only_a_right"] is not None for row in rows):
         note += (
-            " With one seed each, two trained models are compared, and not two recipes: another "
-            "seed may turn the result."
+            " With one seed each, two trained models are compared, and not two recipes: other "
+            "seeds may reverse it."
         )
     return note
 
@@ -363,7 +363,7 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
         "y": {
             "field": "value",
             "type": "quantitative",
-            "title": "Loss, or share of images",
+            "title": "Loss or accuracy",
             "scale": {"zero": False},
         },
     }
@@ -471,7 +471,7 @@ def classes_chart(results: list[Result], several: bool) -> dict[str, Any] | None
             "x": {
                 "field": "recall",
                 "type": "quantitative",
-                "title": "Recognised share of the class's test images, mean over seeds",
+                "title": "Recall on the class, mean over seeds",
                 "axis": PERCENT,
                 "scale": {"domain": [0, 1]},
             },

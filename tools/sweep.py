@@ -112,12 +112,12 @@ class Sweep:
             check_key(self.tree, key)
         self.variant = the_variant(self.tree, list(space), targets)
         if seeds and f"variants.{self.variant}.seeds" in space:
-            raise StageError("--seeds gives all trials their seeds: leave it out to try others.")
+            raise StageError("--seeds sets the seeds of all trials: omit it to sweep over seeds.")
         self.step = steps[f"train@{self.variant}"]
         self.space, self.seeds = space, seeds
         grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
         if trials is None and len(grid) < len(space):
-            raise StageError("A range has no end of values: --trials N must say how many to try.")
+            raise StageError("A range is infinite: --trials N must say how many values to try.")
         combinations = int(np.prod([len(each) for each in grid.values()]))
         if trials is not None and len(grid) == len(space) and trials >= combinations:
             trials = None  # all of them
@@ -323,7 +323,7 @@ def the_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> st
     ]
     if len(found) != 1 or len(named) > 1:
         raise StageError(
-            "A sweep is of one variant: one target, train@VARIANT, whose parameters the keys are. "
+            "A sweep is of one variant: name one target, train@VARIANT, and keys that it uses. "
             f"Received: {', '.join(targets) or 'no target'}, for {', '.join(keys)}; with such "
             f"parameters: {', '.join(found) or 'none'}."
         )

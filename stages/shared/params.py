@@ -254,7 +254,7 @@ class Variant(Section):
     @classmethod
     def _unique(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) != len(seeds):
-            raise ValueError("seeds must differ from each other")
+            raise ValueError("seeds must be unique")
         return seeds
 
 
@@ -443,11 +443,11 @@ def _describe(error: Any, root: type[Section] = Params, prefix: str = "") -> str
     if error["type"] == "union_tag_invalid":
         tags = [tag.strip("'") for tag in error["ctx"]["expected_tags"].split(", ")]
         field = error["ctx"]["discriminator"].strip("'")
-        return f"{where}.{field}: not known.{_nearest(str(error['ctx']['tag']), tags)}"
+        return f"{where}.{field}: unknown value.{_nearest(str(error['ctx']['tag']), tags)}"
     if error["type"] == "union_tag_not_found":
         where = f"{where}.{error['ctx']['discriminator'].strip(chr(39))}"
     if error["type"] in ("missing", "union_tag_not_found"):
-        return f"{where}: missing. It must be given; there are no defaults."
+        return f"{where}: missing. It is required; there are no defaults."
     message = error["msg"].removeprefix("Value error, ")
     shown = repr(error["input"])
     if error["type"] == "value_error" and isinstance(error["input"], dict):
