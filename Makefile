@@ -10,6 +10,12 @@ LOCK := requirements$(if $(CUDA),-cuda).txt
 COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate
 
+# Not if the folder was moved since, or the Python is gone that it was made from: then made anew.
+USABLE := $(shell grep -sqF '$(abspath $(BIN))/python' $(BIN)/dvc && $(BIN)/python -c '' 2>&1 && echo yes)
+ifneq ($(USABLE),yes)
+$(shell rm -f $(VENV)/installed*)
+endif
+
 # Stages are started by DVC as `python -m stages...`: the environment's Python comes first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -26,7 +32,7 @@ $(STAMP): $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
 		f"error: Python 3.11 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV), once; this takes a few minutes."
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@test -n '$(USABLE)' || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
 	@$(BIN)/python -m tools.plots_page
 	@touch $@

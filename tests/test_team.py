@@ -174,8 +174,11 @@ def removes_what_no_commit_needs(ann: Person, folder: Path, tried: str) -> None:
     ann.runs("rm orphan.txt orphan.txt.dvc && git checkout --quiet -- .gitignore")
     orphan = hashlib.md5(b"orphan\n").hexdigest()
     assert (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
-    ann.does("git fetch --all --tags && git fetch origin 'refs/exps/*:refs/exps/*'")
-    ann.does("dvc gc --all-commits --all-experiments --cloud --force")
+    ann.does(
+        "git fetch --all --tags --force && git fetch --force origin "
+        "'refs/exps/*:refs/remotes/exps/*' &&\n"
+        "      dvc gc --all-commits --all-experiments --cloud --force"
+    )
     assert not (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
     assert (ann.team / "dvc/files/md5" / tried[:2] / tried[2:]).exists()
     for branch in ("main", "longer", "another", "alone"):
@@ -191,6 +194,7 @@ def test_two_people_work_a_day_without_training_anything_twice(ann: Person, tmp_
     ann.does(
         "dvc remote add --default store /mnt/shared/dvc && dvc remote modify store verify true"
     )
+    ann.does("dvc remote modify store shared group")
     ann.does('git add .dvc/config && git commit -m "A remote for data and results" && git push')
     ann.does("dvc push --run-cache")
 
@@ -202,3 +206,35 @@ def test_two_people_work_a_day_without_training_anything_twice(ann: Person, tmp_
     assert ann.project.repro(TARGET) == set()
     begins_a_branch_that_nobody_else_has(bob)
     removes_what_no_commit_needs(ann, tmp_path / "late", shares_an_experiment(bob))
+
+
+def test_outputs_follow_a_switch_and_a_merge_of_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hooks of `make setup-git`: what lies elsewhere `dvc repro` may make again."""
+    monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "project"
+    (folder / ".venv").mkdir(parents=True)
+    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    shutil.copy(ROOT / ".pre-commit-config.yaml", folder)
+    model = folder / "model"
+
+    def does(line: str) -> None:
+        subprocess.run(line, shell=True, cwd=folder, check=True, capture_output=True)
+
+    def saves(text: str) -> None:
+        model.write_text(text)
+        does(f"{sys.executable} -m dvc add model && git add model.dvc && git commit -m {text}")
+
+    does(f"git init --initial-branch main && {sys.executable} -m dvc init")
+    saves("ours")
+    does("git switch --create other")
+    saves("theirs")
+    does(f"{sys.executable} -m pre_commit install")
+    does("git switch main")
+    assert model.read_text() == "ours"
+    does("git switch other")
+    assert model.read_text() == "theirs"
+    does("git switch main")
+    does("git merge --ff-only other")
+    assert model.read_text() == "theirs"

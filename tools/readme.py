@@ -1,7 +1,6 @@
 """The README's tables of results, made from what git has: no data, no training.
 
-make results                      # print them
-python -m tools.readme --write    # put them into README.md
+`make results` prints them; `python -m tools.readme --write` puts them into README.md.
 """
 
 import argparse

@@ -139,7 +139,7 @@ class InverseTime(Section):
 class Piecewise(Section):
     """The learning rate times `factors[i]` from epoch `from_epochs[i]` on; before that, times 1.
 
-    Epochs count from 0 here, as in Keras's LearningRateScheduler.
+    Epochs count from 0 here, as in Keras's LearningRateScheduler, and everywhere else from 1.
     """
 
     name: Literal["piecewise"]
@@ -172,7 +172,10 @@ class Augmentation(Section):
 
 
 class Resolution(Section):
-    """The images' size during training: `pixels[i]` each way from epoch `from_epochs[i]` on."""
+    """The images' size during training: `pixels[i]` each way from epoch `from_epochs[i]` on.
+
+    Epochs count from 1 here.
+    """
 
     from_epochs: Annotated[list[Count], Field(min_length=1)]
     pixels: Annotated[list[Annotated[int, Field(ge=8, le=32)]], Field(min_length=1)]
@@ -206,10 +209,11 @@ class Recipe(Section):
     """How to train."""
 
     epochs: Count
-    batch_size: Count
+    batch_size: Count  # images of one step; the last batch of an epoch may be smaller
     optimizer: Annotated[Sgd | RmsProp | Adam | AdamW | Muon, Field(discriminator="name")]
     schedule: Annotated[Constant | InverseTime | Piecewise | Decay, Field(discriminator="name")]
-    label_smoothing: Fraction
+    label_smoothing: Fraction  # of the target, spread evenly over all classes
+    # To 0..1, or to zero mean and unit variance over all values, or over each channel's.
     pixels: Literal["unit", "overall", "channel"]
     augmentation: Augmentation
     resolution: Resolution
@@ -217,8 +221,8 @@ class Recipe(Section):
     validation: Validation
     selection: Selection
     test_views: Literal[1, 2, 6]  # as it is; and mirrored; and both shifted by a pixel, two ways
-    precision: Literal["float32", "mixed_bfloat16"]
-    deterministic: bool
+    precision: Literal["float32", "mixed_bfloat16"]  # of activations; weights are float32
+    deterministic: bool  # the same bits each time on one machine, also on a GPU
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "Recipe":
