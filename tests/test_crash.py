@@ -139,14 +139,15 @@ def test_a_training_that_is_broken_off_resumes_and_ends_with_the_same_bits(
     """Broken off in each of the four ways, one after the other, each time further on."""
     stage = f"train@{VARIANT}"
     checkpoints = workspace / "checkpoints"
-    resumed = []
+    resumed, expected = [], []
     for (seed, epoch), way in zip([(1, 2), (1, 6), (2, 2), (2, 6)], WAYS, strict=True):
+        expected.append(newest(checkpoints, seed) > 0)
         process = start(workspace, stage, FORCE)
         wait_for(lambda s=seed, e=epoch: newest(checkpoints, s) >= e, process)
         output = break_off(process, way)
         assert not (workspace / "results/weights/shapes" / VARIANT).exists()
         resumed.append(f"Resuming seed {seed} after epoch" in output)
-    assert resumed == [False, True, False, True]
+    assert resumed == expected and not resumed[0] and any(resumed)
     output = finish(workspace, stage, FORCE)
     assert f"Resuming seed 1 after epoch {EPOCHS}." in output
     assert "Resuming seed 2 after epoch" in output

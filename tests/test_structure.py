@@ -157,9 +157,9 @@ def test_an_environment_that_cannot_be_used_any_more_is_made_anew(tmp_path: Path
 
 def test_the_readme_names_every_file_and_every_target() -> None:
     readme = (ROOT / "README.md").read_text()
-    for folder in ("stages", "stages/training", "stages/shared", "tools"):
-        for path in (ROOT / folder).glob("*.py"):
-            assert path.name in readme, path
+    layout = readme.split("## Repository layout")[1].split("\n\n")[1]
+    files = [path.name for folder in ("stages", "tools") for path in (ROOT / folder).rglob("*.py")]
+    assert sorted(re.findall(r"\w+\.py\b", layout)) == sorted(files)
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for target in targets:
         assert f"| `make {target}` |" in readme, target

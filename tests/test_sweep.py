@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import PARAMS
+from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
 from stages.shared import params
@@ -343,6 +344,23 @@ def test_lines_that_dvc_folded_are_whole_again(
     with pytest.raises(StageError, match=r"epochs.*six"):
         unfold.main()
     assert params.PATH.read_text() == broken
+
+
+def test_an_output_of_which_the_cache_has_only_the_listing_is_not_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    Path("weights").mkdir()
+    Path("weights/seed-1.keras").write_bytes(b"w")
+    with Repo.init() as repo:
+        (stage,) = repo.add("weights")
+    entry = {"outs": [{"path": "weights", "md5": stage.outs[0].hash_info.value}]}
+    apply.check_cached("train@a", entry, {})
+    digest = hashlib.md5(b"w").hexdigest()
+    Path(".dvc/cache/files/md5", digest[:2], digest[2:]).unlink()
+    with pytest.raises(StageError, match=r"weights of train@a is not there"):
+        apply.check_cached("train@a", entry, {})
 
 
 def test_results_of_other_code_are_not_applied(

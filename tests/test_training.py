@@ -223,20 +223,25 @@ def test_a_training_that_was_interrupted_keeps_its_patience(
     assert [row["val_loss"] for row in rows] == [1, 2, 3]
 
 
-def test_the_kept_model_has_the_accuracy_of_the_best_row(toy_split: Split, tmp_path: Path) -> None:
-    values = recipe("demo-augmented", epochs=6, batch_size=6, validation={"fraction": 0.4})
-    values["optimizer"]["learning_rate"] = 0.03
-    training = start(toy_split, values)
+def test_the_kept_model_has_the_accuracy_of_the_best_row(
+    toy_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, found, told = Training._validate, [], iter([0.1, 0.9, 0.2])
+
+    def validate(self: Training) -> dict[str, float]:
+        found.append(real(self))
+        return found[-1] | {"val_accuracy": next(told)}
+
+    monkeypatch.setattr(Training, "_validate", validate)
+    training = start(toy_split, recipe("demo-augmented", validation={"fraction": 0.4}))
     training.fit(tmp_path)
     training.save(tmp_path / "model.keras")
-    accuracies = [row["val_accuracy"] for row in training.rows]
-    assert max(accuracies) != accuracies[-1]  # or this would show nothing
-    assert training.kept_epoch == 1 + accuracies.index(max(accuracies))
+    assert training.kept_epoch == 2
     held_out = training.validation_indices
     assert len(held_out) == 24
     model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     right = np.argmax(model(toy_split.images[held_out]), axis=1) == toy_split.labels[held_out]
-    assert right.mean() == pytest.approx(max(accuracies), rel=1e-6)
+    assert right.mean() == pytest.approx(found[1]["val_accuracy"], rel=1e-6)
 
 
 def test_the_time_is_that_of_all_kept_epochs_in_all_sittings(
