@@ -10,8 +10,10 @@ LOCK := requirements$(if $(CUDA),-cuda).txt
 COMPILE := uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate
 
-# Not if the folder was moved since, or the Python is gone that it was made from: then made anew.
-USABLE := $(shell grep -sqF '$(abspath $(BIN))/python' $(BIN)/dvc && $(BIN)/python -c '' 2>&1 && echo yes)
+# Whether .venv can be used. Not if it was moved or copied, or if the Python is gone that it was made
+# from: then it is made anew. It may be a link to another clone's.
+USABLE := $(shell made=$$(grep -som1 '/[^"]*/bin/python' $(BIN)/dvc) && [ "$${made%/*}" -ef $(BIN) ] \
+	&& [ -x $(BIN)/python ] && echo yes)
 ifneq ($(USABLE),yes)
 $(shell rm -f $(VENV)/installed*)
 endif

@@ -63,6 +63,26 @@ def test_the_gate_sees_the_whole_history_and_is_told_its_base() -> None:
         assert '--base "$BASE" --max-drop "$DROP"' in script
 
 
+def test_accuracy_may_fall_where_a_label_says_so_and_nowhere_else_before_the_merge() -> None:
+    labelled, request, _ = yaml.safe_load(GITLAB.read_text())["gate"]["rules"]
+    assert "/(^|,)lower accuracy(,|$)/" in labelled["if"]
+    assert [rule["variables"]["DROP"] for rule in (labelled, request)] == ["100", "1"]
+    (step,) = (step for step in workflow()["jobs"]["gate"]["steps"] if "env" in step)
+    assert (
+        "!contains(github.event.pull_request.labels.*.name, 'lower accuracy')"
+        in step["env"]["DROP"]
+    )
+    assert {"labeled", "unlabeled"} <= set(workflow()[True]["pull_request"]["types"])  # `on`
+
+
+def test_what_runs_a_branchs_code_has_neither_caches_nor_tokens() -> None:
+    steps = workflow()["jobs"]["gate"]["steps"]
+    assert not any("cache" in str(step) for step in steps)
+    gitlab = yaml.safe_load(GITLAB.read_text())
+    assert "cache" not in gitlab["gate"] and "environment" not in gitlab["gate"]
+    assert gitlab["comment"]["environment"]["name"] == "gate-comment"
+
+
 def test_nothing_of_a_pull_request_is_put_into_a_script() -> None:
     for path in GITHUB:
         for job in yaml.safe_load(path.read_text())["jobs"].values():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -313,15 +314,20 @@ def test_a_fall_within_what_seeds_explain_is_noted(project: Project, failures: G
 def test_a_training_with_other_versions_than_the_lock_files_is_noted(
     project: Project, failures: Gate
 ) -> None:
-    path = Path(f"results/runs/shapes/{TRAINED}.json")
-    versions = ["python 3.99.0", "keras 3.0.0", f"numpy {metadata.version('numpy')}"]
-    path.write_text(json.dumps({"environment": [{"versions": versions}]}))
+    """By what the lock file has for the Python that it ran with."""
+    for name, python, keras in (
+        (TRAINED, platform.python_version(), "3.0.0"),
+        (OTHER, "3.13.1", metadata.version("keras")),
+    ):
+        locked = {each.name: each for each in doctor.requirements_of(gate.REQUIREMENTS, python)}
+        numpy = str(locked["numpy"].specifier).removeprefix("==")
+        versions = [f"python {python}", f"keras {keras}", f"numpy {numpy}", "strange"]
+        record = {"environment": [{"versions": versions}]}
+        Path(f"results/runs/shapes/{name}.json").write_text(json.dumps(record))
     said: list[str] = []
-    failures(said=said)  # the file is not what dvc.lock has, which is another finding
+    failures(said=said)  # the files are not what dvc.lock has, which is another finding
     (line,) = (line for line in said if "trained with" in line)
-    assert line.startswith(
-        f"note     trained with keras 3.0.0, and not requirements.txt's: {TRAINED}. "
-    )
+    assert f"trained with keras 3.0.0, and not requirements.txt's: {TRAINED}. " in line
 
 
 def test_a_remote_that_answers_and_then_fails_is_a_failure_without_its_password() -> None:
@@ -567,6 +573,37 @@ def test_a_file_that_the_remote_lost_from_a_folder_fails(
     assert failures() == []
 
 
+def test_a_listing_that_somebody_exchanged_fails(
+    store: Path, project: Project, failures: Gate
+) -> None:
+    said: list[str] = []
+    assert failures(said=said) == []
+    assert any(".dvc/config is not the base's" in line for line in said)  # it has a remote now
+    listing = stored("data/lineup")
+    whole = json.loads((store / listing).read_text())
+    (store / listing).chmod(0o644)
+    (store / listing).write_text(json.dumps([each | {"relpath": "../evil"} for each in whole]))
+    Path(".dvc/cache", listing).unlink()
+    only(failures(), "data/lineup: its folder's listing is not the one that dvc.lock names")
+
+
+@pytest.mark.parametrize(
+    "family, change, message",
+    [
+        ("stats", {"frozen": True}, "it is frozen"),
+        ("stats", {"outs": [{"data/stats/${key}.json": {"push": False}}]}, "has `push: false`"),
+    ],
+)
+def test_settings_by_which_dvc_would_look_away_fail(
+    project: Project, failures: Gate, family: str, change: dict[str, Any], message: str
+) -> None:
+    pipeline = yaml.safe_load(Path("dvc.yaml").read_text())
+    assert change.keys() & {"outs"} <= pipeline["stages"][family]["do"].keys()
+    pipeline["stages"][family]["do"] |= change
+    Path("dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    only(failures(), f"{family}@shapes", message)
+
+
 def test_a_remote_that_cannot_be_reached_fails_without_its_password(
     project: Project, failures: Gate
 ) -> None:
@@ -602,7 +639,7 @@ def test_the_comment_tells_what_changed(project: Project, failures: Gate, tmp_pa
     text = file.read_text()
     assert text.startswith(f"{gate.MARK}\n### gate: {len(found)} failures\n")
     assert text.count("\n- **failure**: ") == len(found) > 2
-    row = f"| `{TRAINED}` | 75.00% | 73.50% | -1.50 points | 71.00% to 76.00% |"
+    row = f"| `{TRAINED}` | 75.00% | 73.50% | 71.00% to 76.00% | -1.50 points |"
     assert row in text
     assert f"`{OTHER}` |" not in text  # its metrics are as they were
     assert "| `recipes.demo.epochs` | `6` | `99` |" in text

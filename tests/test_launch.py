@@ -1,6 +1,7 @@
 """tools/launch.py on one machine, with DVC, and stand-ins for the stages' commands."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -120,8 +121,34 @@ def test_a_failure_holds_back_only_what_depends_on_it_and_the_lock_becomes_a_ser
     assert shapes.repro(TARGET) == set()
 
 
+def test_what_another_branch_left_in_place_is_not_run_again(shapes: Project) -> None:
+    """As DVC itself would here, where others ran it: the cache lacks the files that git has."""
+    here = yaml.safe_load(shapes.text)
+    shapes.write_params(here)
+    shapes.repro(TARGET)
+    lock = dvc_lock(shapes)
+    kinds = [shapes.folder / "results" / kind for kind in ("curves", "runs", "metrics", "figures")]
+    files = [path for kind in kinds for path in kind.rglob("*") if path.is_file()]
+    small = {path: path.read_bytes() for path in files}
+    tree = deepcopy(here)
+    tree["recipes"]["demo"]["epochs"] += 5
+    shapes.write_params(tree)
+    assert "train@shapes-lenet" in shapes.repro(TARGET)
+    shapes.write_params(here)  # and what else `git switch` brings back
+    (shapes.folder / "dvc.lock").write_text(lock)
+    for path, content in small.items():
+        path.write_bytes(content)
+        digest = hashlib.md5(content).hexdigest()
+        (shapes.folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink(missing_ok=True)
+    shapes.tell_standin()
+    done = run_launch(shapes, TARGET)
+    assert not {name for name in shapes.ran() if name.startswith("train@")}, done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_launch_ends_all_that_it_started(
-    shapes: Project,
+    shapes: Project, way: signal.Signals
 ) -> None:
     tree = yaml.safe_load(shapes.text)
     tree["recipes"]["demo"]["epochs"] += 1
@@ -134,7 +161,7 @@ def test_an_interrupted_launch_ends_all_that_it_started(
             wait_for(lambda: shapes.log.read_text().count("train@") == 2)
             assert len(processes_in(shapes.folder)) >= 3
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(way)
         _, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "Interrupted; ending train@shapes-" in stderr
@@ -694,6 +721,23 @@ def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path, impati
     assert outcome == {"code": 0, "ran": True, "error": ""}, log
     assert "Unable to acquire lock" in log
     assert (folder / "ran").read_text() == "once\n"
+
+
+def test_a_node_runs_nothing_from_where_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCH_FOLDER", str(tmp_path))
+    folder = node.node_folder("url")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o770)
+    with pytest.raises(PermissionError, match="nobody else's to write to"):
+        node.node_folder("url")
+
+
+def test_a_log_has_no_password(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as log:
+        node.git(log, "check-ref-format", "https://me:secret@example.org/team.git")
+    assert (tmp_path / "log").read_text() == "> git check-ref-format https://example.org/team.git\n"
 
 
 def test_dvc_says_that_a_path_is_busy_in_the_words_that_are_waited_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,19 @@ def test_every_format_gives_the_same_class(
 ) -> None:
     picture.save(tmp_path / f"image.{suffix}")
     assert best(model, tmp_path / f"image.{suffix}") == ["green"]
+
+
+def test_postscript_is_not_run(
+    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture.save(tmp_path / "photo.jpg", format="EPS")
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(StageError, match="not an image that Pillow reads"):
+        predict.read_image(str(tmp_path / "photo.jpg"), 32, 32)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "YCbCr", "HSV"])

@@ -151,6 +151,12 @@ def test_an_environment_that_cannot_be_used_any_more_is_made_anew(tmp_path: Path
     (moved / ".venv" / "bin" / "dvc").write_text(f"#!{moved}/.venv/bin/python\n")
     (moved / ".venv" / "installed").touch()
     assert "Nothing to be done" in would_do(moved)
+    other = tmp_path / "with a link"
+    other.mkdir()
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy2(moved / name, other)
+    (other / ".venv").symlink_to(moved / ".venv")
+    assert "Nothing to be done" in would_do(other)
     (moved / ".venv" / "bin" / "python").unlink()
     assert "venv --clear .venv" in would_do(moved)
 

@@ -80,14 +80,14 @@ STEPS: Any = {f"train@{key}": None for key in KEYS}
     [
         ("recipes.demo.optimiser.learning_rate=1", "shapes-lenet", "Allowed for 'optimiser': "),
         (f"{RATE}=0.1,-1", "shapes-lenet", f"{RATE}: .* Received: -1"),
-        (f"{RATE}=0.1..1", "shapes-lenet", "--trials N must say how many"),
+        (f"{RATE}=0.1..1", "shapes-lenet", "needs --trials N"),
         ("recipes.air94.epochs=16,20", "cifar10-air94", "validation.fraction must be above 0"),
         ("variants.shapes-lenet.recipe=demo,air94", "shapes-lenet", "Received: 0, of recipe air94"),
         ("variants.shapes-lenet.recipe=demo,dmo", "shapes-lenet", "Did you mean 'demo'"),
         ("variants.shapes-lenet.dataset=cifar10", "shapes-lenet", "images of one dataset"),
         ("variants.shapes-deep-bn.config.l2=0.1,much", "shapes-deep-bn", "config.l2: .* 'much'"),
         ("recipes.demo.validation={fraction: 0.0, split: end}", "shapes-lenet", "must be above 0"),
-        ("recipes.demo.validation.fraction=0.0..0.5", "shapes-lenet", "--trials N must say"),
+        ("recipes.demo.validation.fraction=0.0..0.5", "shapes-lenet", "needs --trials N"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(
@@ -253,7 +253,7 @@ def test_the_greatest_accuracy_is_the_best_and_is_reported_first(
     assert report(done) == 1
     said = capsys.readouterr()
     name = "shapes-lenet_learning_rate"
-    assert [line.split() for line in said.out.splitlines()[2:-1]] == [
+    assert [line.split() for line in said.out.splitlines()[2:-2]] == [
         ["85.00%", "±", "7.07%", f"{RATE}=0.02", f"{name}-0.02"],
         ["70.00%", "±", "0.00%", f"{RATE}=0.08", f"{name}-0.08"],
         ["60.00%", "±", "14.14%", f"{RATE}=0.01", f"{name}-0.01"],
@@ -340,10 +340,21 @@ def test_lines_that_dvc_folded_are_whole_again(
     assert params.PATH.read_text() != text
     unfold.main()
     assert params.PATH.read_text() == text
+    commented = text.replace("config: {}, recipe: demo,", "config: {},  # none\n    recipe: demo,")
+    params.PATH.write_text(commented)
+    with pytest.raises(StageError, match=r"would be lost.*Received: '# none'"):
+        unfold.main()
+    assert params.PATH.read_text() == commented
     params.PATH.write_text(broken := text.replace("epochs: 6", "epochs: six"))
     with pytest.raises(StageError, match=r"epochs.*six"):
         unfold.main()
     assert params.PATH.read_text() == broken
+
+
+@pytest.mark.parametrize("path", ["Makefile", "results/../Makefile", "/etc/passwd", ".git/hooks"])
+def test_an_experiment_cannot_write_where_no_stage_does(path: str) -> None:
+    with pytest.raises(StageError, match=r"must lie in data/ or results/\. Received: '"):
+        apply.small_files(Revision("evil", "HEAD"), ["results/a", path])
 
 
 def test_an_output_of_which_the_cache_has_only_the_listing_is_not_applied(

@@ -206,35 +206,3 @@ def test_two_people_work_a_day_without_training_anything_twice(ann: Person, tmp_
     assert ann.project.repro(TARGET) == set()
     begins_a_branch_that_nobody_else_has(bob)
     removes_what_no_commit_needs(ann, tmp_path / "late", shares_an_experiment(bob))
-
-
-def test_outputs_follow_a_switch_and_a_merge_of_branches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the hooks of `make setup-git`: what lies elsewhere `dvc repro` may make again."""
-    monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "home"))
-    folder = tmp_path / "project"
-    (folder / ".venv").mkdir(parents=True)
-    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    shutil.copy(ROOT / ".pre-commit-config.yaml", folder)
-    model = folder / "model"
-
-    def does(line: str) -> None:
-        subprocess.run(line, shell=True, cwd=folder, check=True, capture_output=True)
-
-    def saves(text: str) -> None:
-        model.write_text(text)
-        does(f"{sys.executable} -m dvc add model && git add model.dvc && git commit -m {text}")
-
-    does(f"git init --initial-branch main && {sys.executable} -m dvc init")
-    saves("ours")
-    does("git switch --create other")
-    saves("theirs")
-    does(f"{sys.executable} -m pre_commit install")
-    does("git switch main")
-    assert model.read_text() == "ours"
-    does("git switch other")
-    assert model.read_text() == "theirs"
-    does("git switch main")
-    does("git merge --ff-only other")
-    assert model.read_text() == "theirs"

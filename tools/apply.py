@@ -92,7 +92,16 @@ def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
 
 
 def small_files(revision: Revision, paths: list[str]) -> dict[str, bytes]:
-    """The files among a stage's outputs that git has, as the experiment has them."""
+    """The files among a stage's outputs that git has, as the experiment has them.
+
+    Raises:
+        StageError: if an output lies where no stage writes: somebody may have made it up.
+    """
+    for path in map(Path, paths):
+        if path.parts[:1] not in (("data",), ("results",)) or ".." in path.parts:
+            raise StageError(
+                f"Outputs must lie in data/ or results/. Received: '{path}', in '{revision.name}'."
+            )
     listed = git("ls-tree", "-r", "-z", "--name-only", str(revision.commit), "--", *paths)
     return {path: revision.read(Path(path)) or b"" for path in listed.split("\0") if path}
 

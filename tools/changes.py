@@ -13,8 +13,8 @@ from urllib.parse import quote
 from stages.shared import params
 from stages.shared.stage import StageError
 from tools.git import git
-from tools.results import RESULTS, Result, Revision, differences
-from tools.show import interval, markdown
+from tools.results import RESULTS, Result, Revision, accuracy_interval, differences
+from tools.show import markdown, measured
 
 ROWS = 100  # of a table
 WIDEST = 80  # characters of a value
@@ -78,13 +78,17 @@ def metrics_of(result: Result) -> dict[str, Any]:
     metrics = result.metrics
     keys = ("accuracy", "accuracy_low", "accuracy_high")
     if metrics == {} or (
-        isinstance(metrics, dict) and all(isinstance(metrics.get(key), float | int) for key in keys)
+        isinstance(metrics, dict) and all(is_share(metrics.get(key)) for key in keys)
     ):
         return metrics
     raise StageError(
-        f"{result.path('metrics', '.json')} must have numbers for {', '.join(keys)} in "
+        f"{result.path('metrics', '.json')} must have numbers from 0 to 1 for {', '.join(keys)} in "
         f"'{result.revision.name}'. `dvc repro evaluate@{result.variant}` writes it."
     )
+
+
+def is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and 0 <= value <= 1
 
 
 def metrics_table(base: Revision) -> str:
@@ -95,11 +99,18 @@ def metrics_table(base: Revision) -> str:
     for each in changed:
         points = "-" if each.points is None else f"{each.points:+.2f} points"
         before, after = each.before or {}, each.after or {}
-        accuracies = [f"{m['accuracy']:.2%}" if m else "-" for m in (before, after)]
+        accuracies = [measured(m) if m else "-" for m in (before, after)]
         if before or after:
-            certain = interval(after) if after else "-"
-            rows.append((code(each.variant), *accuracies, points, certain))
-    header = ("variant", code(base.name), "here", "difference", "95 % interval, here")
+            low, high = accuracy_interval(after) if after else (0.0, 0.0)
+            certain = f"{low:.2%} to {high:.2%}" if after else "-"
+            rows.append((code(each.variant), *accuracies, certain, points))
+    header = (
+        "variant",
+        code(base.name),
+        "here",
+        "difference",
+        "95 % interval of the accuracy here",
+    )
     return table(header, rows) or "No metric changed."
 
 

@@ -45,11 +45,6 @@ LOW_DISK_GB, FULL_DISK_GB = 5, 1
 COMMAND_SECONDS = 60  # for a command on this machine
 REMOTE_SECONDS = 20  # for a DVC remote to answer
 REFUSALS = {401, 403, 407}  # HTTP: who are you, you must not, ask the proxy
-HOOKS = {
-    "pre-commit": "commits are not checked",
-    "post-checkout": "outputs do not follow `git switch`",
-    "post-merge": "outputs do not follow `git merge`",
-}
 NAMED = 3  # of many things, how many a line names
 
 
@@ -123,11 +118,18 @@ def check_packages(folder: Path) -> list[Finding]:
     return found or [Finding("ok", f"{len(wanted)} packages, all as in {lock.name}")]
 
 
-def requirements_of(path: Path) -> list[Requirement]:
-    """The requirements of a lock file that apply to this Python on this system."""
+def requirements_of(path: Path, python: str | None = None) -> list[Requirement]:
+    """The requirements of a lock file that apply here to this Python, or to that version of it."""
+    environment = (
+        {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+        if python
+        else None
+    )
     lines = [text for text in path.read_text().splitlines() if text[:1].isalnum()]
     requirements = [Requirement(text.rstrip("\\ ")) for text in lines]
-    return [each for each in requirements if each.marker is None or each.marker.evaluate()]
+    return [
+        each for each in requirements if each.marker is None or each.marker.evaluate(environment)
+    ]
 
 
 def check_device(folder: Path) -> list[Finding]:
@@ -401,20 +403,19 @@ def check_gitignore(folder: Path) -> list[Finding]:
 
 
 def check_hooks(folder: Path) -> list[Finding]:
-    """That commits are checked, outputs follow git, and dvc.lock is merged stage by stage."""
-    git = ask(folder, "git", "rev-parse", "--git-path", "hooks")
+    """That commits are checked by pre-commit, and dvc.lock is merged stage by stage."""
+    git = ask(folder, "git", "rev-parse", "--git-path", "hooks/pre-commit")
     if git.returncode:
         raise StageError(last_line(git.stderr))
+    hook = folder / git.stdout.strip()
     missing = []
-    for name, what in HOOKS.items():
-        hook = folder / git.stdout.strip() / name
-        if not (hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text()):
-            missing.append(what)
+    if not (hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text()):
+        missing.append("commits are not checked")
     if ask(folder, "git", "config", "merge.dvc-lock.driver").returncode:
         missing.append("dvc.lock is merged line by line")
     if missing:
         return [Finding("warning", ", ".join(missing), "`make setup-git`.")]
-    return [Finding("ok", "commits are checked, outputs follow git, dvc.lock is merged by stage")]
+    return [Finding("ok", "pre-commit checks each commit, dvc.lock is merged stage by stage")]
 
 
 def check_lock_file(folder: Path) -> list[Finding]:

@@ -36,6 +36,7 @@ from tools.pipeline import LOCK, locked, parse_lock
 from tools.results import Commit, Revision, differences
 
 PIPELINE = Path("dvc.yaml")
+CONFIG = Path(".dvc/config")
 REQUIREMENTS = Path("requirements.txt")
 BASES = ("origin/main", "main")
 MARK = "<!-- dvc gate -->"  # by which the comment is found again, to be replaced
@@ -164,6 +165,9 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
     if base is None:
         what = f"nothing is compared with a base: there is neither {' nor '.join(BASES)}"
         found.append(Finding("note", what, "`--base REV` names one."))
+    if base and base.read(CONFIG) != Revision().read(CONFIG):
+        what = f"{CONFIG} is not the base's: who pulls this asks the remotes that it names"
+        found.append(Finding("note", what, "Look at it before you do."))
     if left := [line[3:] for line in git("status", "--porcelain").splitlines()]:
         what = f"not committed, and so not in what would be merged: {some(left)}"
         found.append(Finding("note", what, "Commit it, or have git ignore it."))
@@ -286,9 +290,11 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
         if name not in pipeline.ran:
             continue
         stage = pipeline.stages[name]
+        if stage.frozen:
+            why["it is frozen, so that DVC does not look at what it depends on"].append(name)
         if stage.cmd_changed:
             why["its command in dvc.yaml has changed since the run"].append(name)
-        for dep in [] if stage.frozen else stage.deps:
+        for dep in stage.deps:
             try:
                 for reason in changed(pipeline, dep):
                     why[reason].append(name)
@@ -447,15 +453,23 @@ def hash_of_folder(pipeline: Pipeline, folder: Path) -> str | None:
 
 
 def listing(pipeline: Pipeline, out: Any) -> Any:
-    """What an output's folder holds, from the cache or the remote; None if neither has it."""
+    """What an output's folder holds, from the cache or the remote; None if neither has it.
+
+    Raises:
+        Broken: if it is another one than dvc.lock names: DVC does not look.
+    """
     from dvc_data.hashfile.tree import Tree
     from dvc_objects.errors import ObjectFormatError
 
     for store in pipeline.stores:
         try:
-            return Tree.load(store, out.hash_info)
+            tree: Any = Tree.load(store, out.hash_info)
         except (OSError, ObjectFormatError):
             continue
+        tree.digest()
+        if tree.hash_info == out.hash_info and not any(".." in key for key, _, _ in tree):
+            return tree
+        raise Broken(f"{out}: its folder's listing is not the one that dvc.lock names")
     return None
 
 
@@ -484,6 +498,9 @@ def check_results(pipeline: Pipeline) -> list[Finding]:
     found = []
     for out in pipeline.outs_of(pipeline.ran):
         name = out.stage.name
+        if out.use_cache and not out.can_push:
+            what = f"{out} of {name} has `push: false` in dvc.yaml: nobody else would get it"
+            found.append(Finding("failure", what, "Remove that, then `dvc push`."))
         if not out.hash_info:
             what = f"{out} is an output of {name} in dvc.yaml, and not in dvc.lock"
             found.append(Finding("failure", what, repro([name])))
@@ -500,17 +517,20 @@ def check_results(pipeline: Pipeline) -> list[Finding]:
 
 def check_versions() -> list[Finding]:
     """That trainings ran with the versions of the lock file; a new version reruns nothing."""
-    wanted = {each.name: each.specifier for each in doctor.requirements_of(REQUIREMENTS)}
-    others = defaultdict(list)
+    wanted_by = functools.cache(functools.partial(doctor.requirements_of, REQUIREMENTS))
+    others: dict[str, dict[str, None]] = defaultdict(dict)
     for result in Revision().results():
-        environments = result.record.get("environment", [])
-        ran_with = {text for each in environments for text in each.get("versions", [])}
-        for name, version in sorted(text.split() for text in ran_with):
-            if name in wanted and not wanted[name].contains(version, prereleases=True):
-                others[f"{name} {version}"].append(result.variant)
+        for environment in result.record.get("environment", []):
+            versions = dict(text.partition(" ")[::2] for text in environment.get("versions", []))
+            for each in wanted_by(versions.get("python")):
+                version = versions.get(each.name)
+                if version and not each.specifier.contains(version, prereleases=True):
+                    others[f"{each.name} {version}"][result.variant] = None
     advice = "`dvc repro --force --single-item train@V` would tell what that changes."
     return [
-        Finding("note", f"trained with {what}, and not {REQUIREMENTS}'s: {some(names)}", advice)
+        Finding(
+            "note", f"trained with {what}, and not {REQUIREMENTS}'s: {some(list(names))}", advice
+        )
         for what, names in others.items()
     ]
 

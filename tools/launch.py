@@ -36,7 +36,7 @@ def main() -> None:
             signal.signal(ending, signal.default_int_handler)
     if args.sweep:
         sys.exit(sweep(args))
-    steps, outdated = pipeline.plan(args.targets)
+    steps, outdated = pipeline.plan(args.targets, put=not args.dry_run)
     if not outdated:
         print(f"Up to date: {len(steps)} stages.")
         return
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
         "--cpus-per-job", type=count, default=2, metavar="N", help="cores per stage (default: 2)"
     )
     parser.add_argument("--address", help="Ray cluster, HOST:PORT or auto (default: this machine)")
-    parser.add_argument("--remote", help="the DVC remote that nodes use; the default one")
+    parser.add_argument("--remote", help="the DVC remote of the nodes (default: the default one)")
     parser.add_argument(
         "--sweep",
         action="append",

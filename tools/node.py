@@ -7,6 +7,7 @@ revision, in LAUNCH_FOLDER (`~/.cache/cifar-pipeline` if that is not set), with 
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
             outcome["code"] = dvc(folder, file, *pull) if job["inputs"] else 0
             if outcome["code"] == 0:
                 outcome |= reproduce(folder, job["stage"], job["outs"], file)
+                if error := outcome.pop("error"):  # what to do, in this node's clone
+                    file.write(f"In {folder}: {error}\n".encode())
             if outcome["code"] == 0:
                 outcome["code"] = dvc(folder, file, "push", *remote, job["stage"])
             outcome |= results(folder, job)
@@ -125,6 +128,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         if code == 0 and not job["cache"]:  # to be told now, and not after hours of training
             push = ("push", "--dry-run", "--quiet", "origin", f"HEAD:refs/exps/{job['name']}")
             code = git(file, "-C", str(folder), *push)
+        trained = False
         for command in (
             [*fetch, *job["inputs"]],
             ["repro", *only, job["stage"]],
@@ -132,9 +136,13 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             ["exp", "push", "--force", *share, "origin", job["name"]],
         ):
             code = code or dvc(folder, file, *command, environment=job.get("environment"))
+            trained |= command[0] == "repro" and code == 0
         found = contents(folder, job["small_outs"])
-        shutil.rmtree(folder, ignore_errors=True)
-    return {"code": code, "log": log.read_bytes(), "files": found}
+        lost = trained and code != 0
+        if not lost:
+            shutil.rmtree(folder, ignore_errors=True)
+    error = f"trained, but not saved: {folder}" if lost else ""
+    return {"code": code, "log": log.read_bytes(), "files": found, "error": error}
 
 
 def reproduce(
@@ -210,9 +218,19 @@ def find_python() -> None:
 
 
 def node_folder(url: str) -> Path:
-    """Where this node keeps its clones of a repository."""
+    """Where this node keeps its clones of a repository: what lies there is run.
+
+    Raises:
+        PermissionError: if somebody else can write there.
+    """
     base = Path(os.environ.get("LAUNCH_FOLDER", "~/.cache/cifar-pipeline")).expanduser()
-    return base / hashlib.sha256(url.encode()).hexdigest()[:12]
+    folder = base / hashlib.sha256(url.encode()).hexdigest()[:12]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} must be yours, and nobody else's to write to")
+    return folder
 
 
 def checkout(base: Path, url: str, revision: str, log: IO[bytes]) -> Path | None:
@@ -243,7 +261,8 @@ def clone(folder: Path, url: str, revision: str, cache: str | None, log: IO[byte
 
 def git(log: IO[bytes], *arguments: str) -> int:
     """Runs a git command; returns its exit status."""
-    log.write(f"> git {' '.join(arguments)}\n".encode())
+    shown = re.sub("//[^/@]*@", "//", " ".join(arguments))  # no passwords
+    log.write(f"> git {shown}\n".encode())
     log.flush()
     return subprocess.run(["git", *arguments], stdout=log, stderr=log).returncode
 

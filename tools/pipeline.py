@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,13 @@ class Step:
     small_inputs: list[str]
 
 
-def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
+def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[str]]:
     """What `dvc repro TARGETS` looks at, and what of it is out of date.
+
+    Args:
+        targets: as for `dvc repro`.
+        put: first puts the outputs of dvc.lock where others lie, such as another branch's. DVC may
+            run a stage again for that alone, if others ran it.
 
     A process of its own looks: what DVC notes of who reads what may outlive a process that was kept
     from taking the note back, and a launch goes on for hours.
@@ -51,7 +56,7 @@ def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
     Raises:
         StageError: if there is no such target, dvc.yaml is not valid, or another DVC is at work.
     """
-    command = [sys.executable, "-m", "tools.pipeline", *targets]
+    command = [sys.executable, "-m", "tools.pipeline", *["--put"] * put, *targets]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise StageError(done.stderr.strip().removeprefix("error: "))
@@ -60,17 +65,26 @@ def plan(targets: list[str]) -> tuple[dict[str, Step], list[str]]:
 
 
 def main() -> None:
+    from dvc.exceptions import DvcException
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     parser = argparse.ArgumentParser(description="Print which stages are out of date, as JSON.")
     parser.add_argument("targets", nargs="*", help="as for `dvc repro`")
-    targets = parser.parse_args().targets
+    parser.add_argument("--put", action="store_true", help="put outputs in place first")
+    args = parser.parse_args()
+    targets = args.targets
     with opened() as repo:
         wanted = collect_stages(repo, targets) if targets else list(repo.index.stages)
         graph = get_active_graph(repo.index.graph)
         order = plan_repro(graph, wanted)
         with repo.lock:
-            outdated = {stage for stage in order if _has_changed(stage)}
+            found = {stage: _changes(stage) for stage in order}
+        if args.put and (moved := [each.addressing for each in order if _is_moved(found[each])]):
+            with suppress(DvcException):  # what lies there is nowhere else
+                repo.checkout(moved, allow_missing=True)
+            with repo.lock:
+                found = {stage: _changes(stage) for stage in order}
+        outdated = {stage for stage in order if found[stage]}
         for stage in order:
             if outdated.intersection(graph.successors(stage)):
                 outdated.add(stage)
@@ -105,15 +119,21 @@ def _overlap(a: Path, b: Path) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def _has_changed(stage: Any) -> bool:
+def _changes(stage: Any) -> list[Any]:
     """What `dvc status` says; asked again if the guard of DVC's readers and writers is taken."""
     from dvc.lock import LockError
 
     busy, tries = retry_if_exception_type(LockError), stop_after_attempt(ATTEMPTS)
     for attempt in Retrying(retry=busy, stop=tries, reraise=True):
         with attempt:
-            changed = bool(stage.status())
-    return changed
+            changes = stage.status().get(stage.addressing, [])
+    return list(changes)
+
+
+def _is_moved(changes: list[Any]) -> bool:
+    """Whether others lie where an output should. Where none lies, the stage may be running."""
+    outs = [each.get("changed outs", {}) for each in changes if isinstance(each, dict)]
+    return any("modified" in each.values() for each in outs)
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:

@@ -9,6 +9,7 @@ the exit status is 1 if any file could not be read.
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -154,6 +155,13 @@ class Predictor:
         return found
 
 
+@functools.cache
+def formats() -> list[str]:
+    """All that Pillow reads but PostScript, which a program of its own, Ghostscript, would run."""
+    Image.init()
+    return sorted(Image.OPEN.keys() - {"EPS"})
+
+
 def read_image(name: str, height: int, width: int) -> np.ndarray:
     """An image as a model takes it: uint8 (height, width, 3).
 
@@ -162,7 +170,7 @@ def read_image(name: str, height: int, width: int) -> np.ndarray:
     """
     try:
         source: Any = io.BytesIO(sys.stdin.buffer.read()) if name == STANDARD_INPUT else name
-        with Image.open(source) as image:
+        with Image.open(source, formats=formats()) as image:
             image.load()  # of an animation, the first frame
             return np.asarray(
                 ImageOps.fit(upright_rgb(image), (width, height), method=Image.Resampling.LANCZOS)

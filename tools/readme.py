@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from stages.shared.stage import StageError, duration, outputs, run
+from tools.compare import t_test
 from tools.results import Result, Revision
 from tools.show import interval, markdown, measured, published
 
@@ -76,13 +77,24 @@ def tables() -> dict[str, str]:
 
 
 def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
-    """An ablation's cells, with its difference in percentage points from the base, if there is."""
+    """An ablation's cells, with its difference in percentage points from the base, if there is.
+
+    In brackets, where both have several seeds, its 95 % interval for other seeds (Welch's).
+    """
     row, name = result.row, f"`{result.variant}`"
     if row["accuracy"] is None:
         return (name, "-", "-", "-", "-")
     difference = "-"
     if base is not None and result is not base and base.row["accuracy"] is not None:
-        difference = f"{100 * (row['accuracy'] - base.row['accuracy']):+.2f}"
+        points = 100 * (row["accuracy"] - base.row["accuracy"])
+        difference = f"{points:+.2f}"
+        if row["accuracy_std"] and base.row["accuracy_std"]:
+            variances = [
+                ((100 * each["accuracy_std"]) ** 2 / each["seeds"], each["seeds"] - 1)
+                for each in (row, base.row)
+            ]
+            _, low, high = t_test(points, variances)
+            difference += f" ({low:+.2f} to {high:+.2f})"
     seconds = "-" if row["train_seconds"] is None else duration(row["train_seconds"])
     return (name, measured(row), difference, seconds, f"{row['parameters']:,}")
 

@@ -162,6 +162,7 @@ COLUMNS = (
     Column("accuracy", "accuracy", measured),
     Column("95 % interval", "accuracy_low", interval, ""),
     Column("published", "published", published),
+    Column("top-5 accuracy", "top_5_accuracy", lambda row: f"{row['top_5_accuracy']:.2%}"),
     Column("loss", "loss", lambda row: f"{row['loss']:.3f}"),
     Column("calibration error", "calibration_error", lambda row: f"{row['calibration_error']:.3f}"),
     Column("parameters", "parameters", lambda row: f"{row['parameters']:,}"),
@@ -223,8 +224,9 @@ def comparisons(results: list[Result], base: Revision | None) -> tuple[list[dict
             alike.append(label(a, several))
         else:
             same.append((a, b, compare.compare(one.right, two.right)))
-    # The best was chosen on these images: it is as if each variant had been held against each.
-    count = len(same) if several else math.comb(len(same) + 1, 2)
+    # Enough though the best was chosen on these images, as what is claimed is that others are not
+    # the best (Edwards and Hsu 1983).
+    count = len(same)
     rows = [
         {"a": label(a, several), "b": label(b, several)}
         | found
@@ -246,11 +248,11 @@ def comparisons(results: list[Result], base: Revision | None) -> tuple[list[dict
 
 def comparison_note(rows: list[dict[str, Any]], count: int, several: bool) -> str:
     how = "Each variant against the first revision's" if several else "The best against each other"
+    best = "" if several else " 'Better' than another means that the other is not the best."
     note = (
         f"{how}, on the same test images. The interval and p are for other test images and, with "
         "several seeds, for other seeds too (t-test; with one seed each, exact McNemar test). "
-        "Verdicts alone are corrected for the number of comparisons, "
-        f"{count}{'' if several else ' as the best was not known before'}."
+        f"Verdicts alone are corrected for the number of comparisons, {count}.{best}"
     )
     if any(row["only_a_right"] is not None for row in rows):
         note += (
@@ -331,8 +333,8 @@ def told(encoding: dict[str, Any]) -> dict[str, Any]:
 def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
     values: list[dict[str, Any]] = []
     titles = {
-        "accuracy": "Training accuracy",
-        "loss": "Training loss",
+        "accuracy": "Training accuracy, on augmented images",
+        "loss": "Training loss, as the recipe defines it",
         "val_accuracy": "Validation accuracy",
         "val_loss": "Validation loss",
     }

@@ -87,17 +87,18 @@ def line(result: Result) -> tuple[str, ...]:
 
 def measured(row: dict[str, Any]) -> str:
     """An accuracy with its standard deviation over seeds, if there are several."""
-    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2%}"
+    deviation = row.get("accuracy_std")
+    spread = "" if deviation is None else f" ± {deviation:.2%}"
     return f"{row['accuracy']:.2%}{spread}"
 
 
 def interval(row: dict[str, Any]) -> str:
-    """The 95 % interval of an accuracy."""
+    """The 95 % interval of an accuracy (`results.accuracy_interval`)."""
     return f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
 
 
 def published(row: dict[str, Any]) -> str:
-    """A source's accuracy, and of what it is if ours is not of the same."""
+    """A source's accuracy, and what to know about it."""
     if row["published"] is None:
         return "-"
     of = PUBLISHED_OF.get(row["variant"])

@@ -117,7 +117,7 @@ class Sweep:
         self.space, self.seeds = space, seeds
         grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
         if trials is None and len(grid) < len(space):
-            raise StageError("A range is infinite: --trials N must say how many values to try.")
+            raise StageError("A range needs --trials N: how many trials to run.")
         combinations = int(np.prod([len(each) for each in grid.values()]))
         if trials is not None and len(grid) == len(space) and trials >= combinations:
             trials = None  # all of them
@@ -382,5 +382,7 @@ def report(done: list[dict[str, Any]]) -> int:
     failed = [each for each in done if each["error"]]
     for each in failed:
         print(f"  {each['name']} failed: {each['error']}", file=sys.stderr)
+    if len(right) > 1:
+        print("The best was chosen on these images, so its accuracy is optimistic.")
     print("`dvc exp show` lists them, `python -m tools.apply NAME ...` brings them here.")
     return 1 if failed else 0

@@ -7,10 +7,13 @@ merge. A hook does this before commits.
 """
 
 import argparse
+import re
 
 from stages.shared import params
-from stages.shared.stage import outputs, run
+from stages.shared.stage import StageError, outputs, run
 from tools import node
+
+COMMENT = re.compile(r"(?:^|\s)(#.*)", re.MULTILINE)
 
 
 def main() -> None:
@@ -19,6 +22,14 @@ def main() -> None:
     with outputs(params.PATH) as (partial,):
         partial.write_bytes(params.PATH.read_bytes())
         node.change(partial, {})
+        before, after = (
+            sorted(COMMENT.findall(path.read_text())) for path in (params.PATH, partial)
+        )
+        if lost := [text for text in before if before.count(text) > after.count(text)]:
+            raise StageError(
+                "A comment within braces or brackets would be lost: put it above the entry, on a "
+                f"line of its own. Received: '{lost[0].strip()}'."
+            )
 
 
 if __name__ == "__main__":
