@@ -175,8 +175,8 @@ def removes_what_no_commit_needs(ann: Person, folder: Path, tried: str) -> None:
     orphan = hashlib.md5(b"orphan\n").hexdigest()
     assert (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
     ann.does(
-        "git fetch --all --tags --force && git fetch --force origin "
-        "'refs/exps/*:refs/remotes/exps/*' &&\n"
+        "git fetch --all --prune --tags --force &&\n"
+        "      git fetch --prune --force origin 'refs/exps/*:refs/remotes/exps/*' &&\n"
         "      dvc gc --all-commits --all-experiments --cloud --force"
     )
     assert not (ann.team / "dvc/files/md5" / orphan[:2] / orphan[2:]).exists()
