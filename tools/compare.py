@@ -8,7 +8,7 @@ same kind: the variances over images, and over the seeds of each variant, are ad
 variants has a single seed, it is asked whether that could be one more of the other's (Crawford and
 Howell 1998, doi 10.1076/clin.12.4.482.7241). In simulations without a difference, 2 to 6 % of
 verdicts are wrong with as many seeds each; where seeds differ much, 8 % with three seeds against
-one, and 13 % with two against one, and 20 % if the single one's would differ twice as much.
+one, 13 % with two, and 20 % if the single one's kind differs twice as much.
 
 With one seed each, two trained models are compared, and not two recipes: another seed may turn the
 result. p is that of McNemar's exact test on the images that only one of them gets right.

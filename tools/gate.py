@@ -291,7 +291,9 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
             continue
         stage = pipeline.stages[name]
         if stage.frozen:
-            why["it is frozen, so that DVC does not look at what it depends on"].append(name)
+            why[
+                "it is frozen in dvc.yaml, so that DVC ignores its dependencies: remove that"
+            ].append(name)
         if stage.cmd_changed:
             why["its command in dvc.yaml has changed since the run"].append(name)
         for dep in stage.deps:
