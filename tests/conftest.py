@@ -51,10 +51,8 @@ def forget_who_runs_this(folder: Path) -> None:
 SETTINGS = tempfile.TemporaryDirectory(prefix="cifar-tests-")  # of each test process
 forget_who_runs_this(Path(SETTINGS.name))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A shell's background job ignores Ctrl-C, and one of `nohup` the end of its terminal. So would all
-# that it starts; some tests interrupt.
+# A shell's background job ignores Ctrl-C, and so would all that it starts; some tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 LONGEST = ("crash", "training", "pipeline", "reruns", "params", "gate", "launch", "sweep", "team")

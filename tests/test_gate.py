@@ -583,8 +583,18 @@ def test_a_listing_that_somebody_exchanged_fails(
     whole = json.loads((store / listing).read_text())
     (store / listing).chmod(0o644)
     (store / listing).write_text(json.dumps([each | {"relpath": "../evil"} for each in whole]))
-    Path(".dvc/cache", listing).unlink()
+    kept = Path(".dvc/cache", listing).rename("kept")
     only(failures(), "data/lineup: its folder's listing is not the one that dvc.lock names")
+    kept.rename(Path(".dvc/cache", listing))
+
+
+def test_a_listing_that_was_exchanged_on_the_remote_alone_fails(
+    store: Path, project: Project, failures: Gate
+) -> None:
+    listing = stored("data/lineup")
+    (store / listing).chmod(0o644)
+    (store / listing).write_text("[]")
+    only(failures(), "data/lineup: its folder's listing", "Delete it on remote store")
 
 
 @pytest.mark.parametrize(
@@ -639,6 +649,8 @@ def test_the_comment_tells_what_changed(project: Project, failures: Gate, tmp_pa
     text = file.read_text()
     assert text.startswith(f"{gate.MARK}\n### gate: {len(found)} failures\n")
     assert text.count("\n- **failure**: ") == len(found) > 2
+    head = "| here | 95 % interval of the accuracy here | difference |"
+    assert head in text
     row = f"| `{TRAINED}` | 75.00% | 73.50% | 71.00% to 76.00% | -1.50 points |"
     assert row in text
     assert f"`{OTHER}` |" not in text  # its metrics are as they were

@@ -78,7 +78,9 @@ def metrics_of(result: Result) -> dict[str, Any]:
     metrics = result.metrics
     keys = ("accuracy", "accuracy_low", "accuracy_high")
     if metrics == {} or (
-        isinstance(metrics, dict) and all(is_share(metrics.get(key)) for key in keys)
+        isinstance(metrics, dict)
+        and all(is_share(metrics.get(key)) for key in keys)
+        and is_share(metrics.get("accuracy_std") or 0)
     ):
         return metrics
     raise StageError(
@@ -108,8 +110,8 @@ def metrics_table(base: Revision) -> str:
         "variant",
         code(base.name),
         "here",
-        "difference",
         "95 % interval of the accuracy here",
+        "difference",
     )
     return table(header, rows) or "No metric changed."
 

@@ -45,6 +45,7 @@ LOW_DISK_GB, FULL_DISK_GB = 5, 1
 COMMAND_SECONDS = 60  # for a command on this machine
 REMOTE_SECONDS = 20  # for a DVC remote to answer
 REFUSALS = {401, 403, 407}  # HTTP: who are you, you must not, ask the proxy
+CUDA = Path(sys.prefix) / "installed-cuda"  # of `make CUDA=1 setup`
 NAMED = 3  # of many things, how many a line names
 
 
@@ -96,8 +97,7 @@ def check_python(folder: Path) -> list[Finding]:
 
 def check_packages(folder: Path) -> list[Finding]:
     """The installed versions against those of the lock file that the environment is set up from."""
-    with_cuda = (Path(sys.prefix) / "installed-cuda").exists()
-    lock = folder / ("requirements-cuda.txt" if with_cuda else "requirements.txt")
+    lock = folder / ("requirements-cuda.txt" if CUDA.exists() else "requirements.txt")
     absent, different = [], []
     wanted = requirements_of(lock)
     for requirement in wanted:
@@ -149,7 +149,9 @@ def check_device(folder: Path) -> list[Finding]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         hidden = f"CUDA_VISIBLE_DEVICES is '{os.environ['CUDA_VISIBLE_DEVICES']}': unset it."
         return [Finding("warning", what, hidden)]
-    return [Finding("warning", what, "`make CUDA=1 setup`.")]
+    why = 'import tensorflow as tf; tf.config.list_physical_devices("GPU")'
+    why = f"`TF_CPP_MIN_LOG_LEVEL=0 python -c '{why}'` says why."
+    return [Finding("warning", what, why if CUDA.exists() else "`make CUDA=1 setup`.")]
 
 
 def seen_device() -> tuple[str, bool]:

@@ -420,7 +420,7 @@ def hash_in(pipeline: Pipeline, out: Any, path: Path) -> str | None:
         return None
     if path == Path(out.fs_path):
         return str(out.hash_info.value)
-    tree = listing(pipeline, out)
+    tree = listing(out, pipeline.stores)
     if tree is None:
         raise LookupError(path)
     _, found = tree.get(path.relative_to(out.fs_path).parts, (None, None))
@@ -445,7 +445,7 @@ def hash_of_folder(pipeline: Pipeline, folder: Path) -> str | None:
         key = Path(out.fs_path).relative_to(folder).parts
         files = [((), None, out.hash_info)] if out.hash_info else []
         if out.hash_info and out.hash_info.isdir:
-            files = listing(pipeline, out)
+            files = listing(out, pipeline.stores)
             if files is None:
                 raise LookupError(folder)
         for below, meta, found in files:
@@ -454,8 +454,8 @@ def hash_of_folder(pipeline: Pipeline, folder: Path) -> str | None:
     return str(tree.hash_info.value)
 
 
-def listing(pipeline: Pipeline, out: Any) -> Any:
-    """What an output's folder holds, from the cache or the remote; None if neither has it.
+def listing(out: Any, stores: list[Any]) -> Any:
+    """What an output's folder holds, from the first of these that has it; None if none does.
 
     Raises:
         Broken: if it is another one than dvc.lock names: DVC does not look.
@@ -463,7 +463,7 @@ def listing(pipeline: Pipeline, out: Any) -> Any:
     from dvc_data.hashfile.tree import Tree
     from dvc_objects.errors import ObjectFormatError
 
-    for store in pipeline.stores:
+    for store in stores:
         try:
             tree: Any = Tree.load(store, out.hash_info)
         except (OSError, ObjectFormatError):
@@ -577,9 +577,12 @@ def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
     objects = {}
     try:
         for out in cached(pipeline):
-            files = (listing(pipeline, out) or ()) if out.hash_info.isdir else ()
+            files = (listing(out, [store]) or ()) if out.hash_info.isdir else ()
             objects[out] = {out.hash_info.value, *(found.value for _, _, found in files)}
         there = set(store.list_oids_exists(sorted(set().union(*objects.values()))))
+    except Broken as error:
+        advice = f"Delete it on remote {name}, then `dvc push` where it was made."
+        return [Finding("failure", str(error), advice)]
     except Exception as error:
         return [cannot_ask(name, error)]
     absent = [out for out in objects if out.hash_info.value not in there]

@@ -36,6 +36,7 @@ def main() -> None:
             signal.signal(ending, signal.default_int_handler)
     if args.sweep:
         sys.exit(sweep(args))
+    source = cluster.elsewhere(args.remote) if args.address else None
     steps, outdated = pipeline.plan(args.targets, put=not args.dry_run)
     if not outdated:
         print(f"Up to date: {len(steps)} stages.")
@@ -44,7 +45,6 @@ def main() -> None:
         print(foreseen(outdated))
         return
     known = list(pipeline.locked())
-    source = cluster.elsewhere(args.remote) if args.address else None
     try:
         with connected(args) as connection:
             where = Nodes(connection, source) if source else Here(connection)
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         type=share,
         default=1.0,
         metavar="F",
-        help="1, 2, ... or a fraction of one",
+        help="1, or a fraction of one (a training uses one)",
     )
     parser.add_argument(
         "--cpus-per-job", type=count, default=2, metavar="N", help="cores per stage (default: 2)"
@@ -132,8 +132,8 @@ def share(text: str) -> float:
 def foreseen(outdated: list[str]) -> str:
     """The stages that may have to run, and what the trainings among them took when they last ran.
 
-    Fewer run if a change makes no difference to what a stage writes, or if DVC has seen the same
-    inputs before.
+    Fewer run if a change makes no difference to what a stage writes, if DVC has seen the same
+    inputs before, or if another branch's outputs lie where DVC's cache has these.
     """
     here = Revision()
     records = {f"train@{each.variant}": each.record for each in here.results()}

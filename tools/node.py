@@ -7,6 +7,7 @@ revision, in LAUNCH_FOLDER (`~/.cache/cifar-pipeline` if that is not set), with 
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -141,7 +142,9 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         lost = trained and code != 0
         if not lost:
             shutil.rmtree(folder, ignore_errors=True)
-    error = f"trained, but not saved: {folder}" if lost else ""
+    save = f"`dvc exp save --force --name {job['name']}`, `dvc exp push origin {job['name']}`"
+    where = f"{folder} on {platform.node()}"
+    error = f"it has trained, and could not be saved: in {where}, {save}" if lost else ""
     return {"code": code, "log": log.read_bytes(), "files": found, "error": error}
 
 
@@ -227,9 +230,12 @@ def node_folder(url: str) -> Path:
     folder = base / hashlib.sha256(url.encode()).hexdigest()[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.stat()
+    found = folder.lstat()  # a link is everyone's to write to
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(f"{folder} must be yours, and nobody else's to write to")
+        raise PermissionError(
+            f"{folder} must be a folder of yours that nobody else can write to. Received: owner "
+            f"{found.st_uid}, mode {found.st_mode & 0o777:o}. `chmod go-w`, or set LAUNCH_FOLDER."
+        )
     return folder
 
 

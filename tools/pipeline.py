@@ -61,11 +61,14 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
     if done.returncode:
         raise StageError(done.stderr.strip().removeprefix("error: "))
     found = json.loads(done.stdout.splitlines()[-1])
+    if found["put"]:
+        print(f"Put in place from DVC's cache: {', '.join(found['put'])}.")
     return {each["name"]: Step(**each) for each in found["steps"]}, found["outdated"]
 
 
 def main() -> None:
     from dvc.exceptions import DvcException
+    from dvc.repo import lock_repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     parser = argparse.ArgumentParser(description="Print which stages are out of date, as JSON.")
@@ -77,20 +80,23 @@ def main() -> None:
         wanted = collect_stages(repo, targets) if targets else list(repo.index.stages)
         graph = get_active_graph(repo.index.graph)
         order = plan_repro(graph, wanted)
-        with repo.lock:
-            found = {stage: _changes(stage) for stage in order}
-        if args.put and (moved := [each.addressing for each in order if _is_moved(found[each])]):
-            with suppress(DvcException):  # what lies there is nowhere else
-                repo.checkout(moved, allow_missing=True)
-            with repo.lock:
-                found = {stage: _changes(stage) for stage in order}
-        outdated = {stage for stage in order if found[stage]}
+        outdated, put = set(), []
+        with lock_repo(repo):  # no stage begins meanwhile
+            for stage in order:
+                changes = _changes(stage)
+                if args.put and _is_moved(changes):
+                    with suppress(DvcException):  # what lies there is nowhere else
+                        repo.checkout([stage.addressing], allow_missing=True)
+                        put.append(stage.addressing)
+                    changes = _changes(stage)
+                if changes:
+                    outdated.add(stage)
         for stage in order:
             if outdated.intersection(graph.successors(stage)):
                 outdated.add(stage)
         steps = [asdict(_step(stage, list(graph.successors(stage)))) for stage in order]
         names = [stage.addressing for stage in order if stage in outdated]
-    print(json.dumps({"steps": steps, "outdated": names}))
+    print(json.dumps({"steps": steps, "outdated": names, "put": put}))
 
 
 def _step(stage: Any, upstream: list[Any]) -> Step:
@@ -131,9 +137,14 @@ def _changes(stage: Any) -> list[Any]:
 
 
 def _is_moved(changes: list[Any]) -> bool:
-    """Whether others lie where an output should. Where none lies, the stage may be running."""
+    """Whether all that is wrong is that others lie where outputs should.
+
+    If anything else is, what lies there may be this stage's, and not recorded yet; where nothing
+    lies, it may be running.
+    """
     outs = [each.get("changed outs", {}) for each in changes if isinstance(each, dict)]
-    return any("modified" in each.values() for each in outs)
+    is_all = 0 < len(changes) == len(outs) and all(outs)
+    return is_all and any("modified" in each.values() for each in outs)
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def accuracy_interval(metrics: dict[str, Any]) -> tuple[float, float]:
     half-widths are added in quadrature (Zou and Donner 2008).
     """
     accuracy, low, high = (metrics[f"accuracy{end}"] for end in ("", "_low", "_high"))
-    if (deviation := metrics.get("accuracy_std")) is not None:
-        seeds = metrics["seeds"]
+    deviation, seeds = metrics.get("accuracy_std"), metrics.get("seeds") or 1
+    if deviation is not None and seeds > 1:
         half = stdtrit(seeds - 1, 0.975) * deviation / math.sqrt(seeds)
         low = max(0.0, accuracy - math.hypot(accuracy - low, half))
         high = min(1.0, accuracy + math.hypot(high - accuracy, half))
@@ -320,7 +320,8 @@ class Result:
     def row(self) -> dict[str, Any]:
         """The figures of a table's line; None is what is not there yet."""
         environment = (self.record.get("environment") or [{}])[0]
-        low, high = accuracy_interval(self.metrics) if self.metrics else (None, None)
+        known = self.metrics.keys() >= {"accuracy", "accuracy_low", "accuracy_high"}
+        low, high = accuracy_interval(self.metrics) if known else (None, None)
         return {
             "variant": self.variant,
             "revision": self.revision.name,
