@@ -672,8 +672,8 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
         "name": "trial",
         "changes": {"recipes.demo.epochs": epochs},
         "stage": stage,
-        "inputs": list(steps[stage].inputs),
-        "small_outs": list(steps[stage].small_outs),
+        "inputs": steps[stage].inputs,
+        "small_outs": steps[stage].small_outs,
         "url": str(node_of),
         "revision": "HEAD",
         "remote": "store",
@@ -693,6 +693,25 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
     assert "/trial\n" in subprocess.run(listed, capture_output=True, text=True).stdout
     assert set((tmp_path / "store").rglob("*")) > before  # the weights
     assert not list(tmp_path.glob("node/*/trials/trial"))  # a clone with its data
+
+
+@pytest.mark.parametrize("fails, kept", [("repro", False), ("exp", True)])
+def test_the_clone_of_a_trial_is_kept_if_what_it_trained_could_not_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, kept: bool
+) -> None:
+    def clone(folder: Path, *_: Any) -> bool:
+        folder.mkdir()
+        return True
+
+    monkeypatch.setattr(node, "clone", clone)
+    monkeypatch.setattr(node, "change", lambda *_: None)
+    monkeypatch.setattr(node, "dvc", lambda folder, log, command, *_, **__: int(command == fails))
+    job = {"name": "trial", "changes": {}, "stage": "train@a", "inputs": [], "small_outs": []}
+    job |= {"url": "", "revision": "", "remote": None, "folder": str(tmp_path), "cache": "here"}
+    outcome = node.run_trial(job)
+    assert outcome["code"] == 1
+    assert (tmp_path / "trials" / "trial").exists() == kept
+    assert ("not saved: in" in outcome["error"]) == kept
 
 
 HOLDER = f"""

@@ -103,8 +103,10 @@ def metrics_table(base: Revision) -> str:
         before, after = each.before or {}, each.after or {}
         accuracies = [measured(m) if m else "-" for m in (before, after)]
         if before or after:
-            low, high = accuracy_interval(after) if after else (0.0, 0.0)
-            certain = f"{low:.2%} to {high:.2%}" if after else "-"
+            certain = "-"
+            if after:
+                low, high = accuracy_interval(after)
+                certain = f"{low:.2%} to {high:.2%}"
             rows.append((code(each.variant), *accuracies, certain, points))
     header = (
         "variant",

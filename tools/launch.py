@@ -36,7 +36,7 @@ def main() -> None:
             signal.signal(ending, signal.default_int_handler)
     if args.sweep:
         sys.exit(sweep(args))
-    source = cluster.elsewhere(args.remote) if args.address else None
+    source = cluster.elsewhere(args.remote) if args.address and not args.dry_run else None
     steps, outdated = pipeline.plan(args.targets, put=not args.dry_run)
     if not outdated:
         print(f"Up to date: {len(steps)} stages.")
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         type=share,
         default=1.0,
         metavar="F",
-        help="1, or a fraction of one (a training uses one)",
+        help="1, 2, ... or a fraction of one; a training uses one",
     )
     parser.add_argument(
         "--cpus-per-job", type=count, default=2, metavar="N", help="cores per stage (default: 2)"
@@ -196,8 +196,8 @@ class Nodes:
         job = {
             "stage": step.name,
             "outs": [*step.outs, *step.small_outs],
-            "small_outs": list(step.small_outs),
-            "inputs": list(step.inputs),
+            "small_outs": step.small_outs,
+            "inputs": step.inputs,
             "files": node.contents(Path(), step.small_inputs),
             "entries": {name: entries[name] for name in step.upstream if name in entries},
             "url": self.source.url,

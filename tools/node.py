@@ -122,7 +122,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     guard = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))  # of another sweep's trial
     with guard, open(log, "w+b") as file:
-        shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier sweep left
         code = int(not clone(folder, job["url"], job["revision"], job["cache"], file))
         if code == 0:
             change(folder / "params.yaml", job["changes"])
@@ -138,13 +138,13 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         ):
             code = code or dvc(folder, file, *command, environment=job.get("environment"))
             trained |= command[0] == "repro" and code == 0
-        found = contents(folder, job["small_outs"])
-        lost = trained and code != 0
-        if not lost:
+        found, error = contents(folder, job["small_outs"]), ""
+        if trained and code:
+            save = f"`dvc exp save --force --name {job['name']}`"
+            send = f"`dvc exp push origin {job['name']}`"
+            error = f"trained, but not saved: in {folder} on {platform.node()}, {save}, {send}"
+        else:
             shutil.rmtree(folder, ignore_errors=True)
-    save = f"`dvc exp save --force --name {job['name']}`, `dvc exp push origin {job['name']}`"
-    where = f"{folder} on {platform.node()}"
-    error = f"it has trained, and could not be saved: in {where}, {save}" if lost else ""
     return {"code": code, "log": log.read_bytes(), "files": found, "error": error}
 
 

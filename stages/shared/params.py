@@ -222,7 +222,7 @@ class Recipe(Section):
     selection: Selection
     test_views: Literal[1, 2, 6]  # as it is; and mirrored; and both shifted by a pixel, two ways
     precision: Literal["float32", "mixed_bfloat16"]  # of activations; weights are float32
-    deterministic: bool  # the same bits each time on one machine, also on a GPU
+    deterministic: bool  # asks a GPU, too, for the same bits each time
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "Recipe":
