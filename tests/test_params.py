@@ -5,6 +5,7 @@ import functools
 import json
 import operator
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -540,6 +541,17 @@ def test_arguments_that_no_params_yaml_can_give_are_an_error_of_the_model(
     (tmp_path / "new.py").write_text(f"def build(shape, classes, *, {argument}): ...\n")
     with pytest.raises(StageError, match=r"arguments of 'new' must be int, float, str, bool or"):
         params.check_config("some-key", variant("new", {"a": 1}))
+
+
+@pytest.mark.parametrize("code", ["", "def", "def build(shape, classes, *, a: object): ...\n"])
+def test_a_model_that_cannot_be_built_makes_the_file_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    models = shutil.copytree(params.MODELS, tmp_path / "models")
+    (models / "lenet.py").write_text(code)
+    monkeypatch.setattr(params, "MODELS", models)
+    with pytest.raises(StageError, match="lenet"):
+        params.check(PARAMS)
 
 
 def test_all_mistakes_of_a_config_are_reported_at_once() -> None:

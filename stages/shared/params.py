@@ -11,7 +11,6 @@ import argparse
 import ast
 import difflib
 import json
-import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
 
-from stages.shared.stage import StageError
+from stages.shared.stage import StageError, run
 
 PATH = Path("params.yaml")
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -285,7 +284,7 @@ def load(path: Path = PATH) -> Params:
     return validated(_read_yaml(path), str(path))
 
 
-def validated(data: Any, name: str = str(PATH)) -> Params:
+def validated(data: Any, name: str) -> Params:
     """Checks what was read from a params.yaml.
 
     Args:
@@ -300,9 +299,14 @@ def validated(data: Any, name: str = str(PATH)) -> Params:
         params = Params.model_validate(data)
     except pydantic.ValidationError as error:
         problems = [_describe(item) for item in error.errors()] + problems
+    _refuse(name, problems)
+    return params
+
+
+def _refuse(name: str, problems: list[str]) -> None:
+    """Raises a StageError with all problems, one per line, if there are any."""
     if problems:
         raise StageError("\n  ".join([f"{name} is not valid:", *problems]))
-    return params
 
 
 def check_config(key: str, variant: Variant) -> None:
@@ -312,6 +316,15 @@ def check_config(key: str, variant: Variant) -> None:
 
     Raises:
         StageError: with every argument that is unknown, missing or of the wrong type.
+    """
+    _refuse(str(PATH), _config_problems(key, variant))
+
+
+def _config_problems(key: str, variant: Variant) -> list[str]:
+    """What `check_config` complains of, a line each.
+
+    Raises:
+        StageError: if the model's own arguments are at fault.
     """
     arguments = _config_arguments(MODELS / f"{variant.model}.py")
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in arguments.items()}
@@ -327,8 +340,8 @@ def check_config(key: str, variant: Variant) -> None:
         schema.model_validate(variant.config)
     except pydantic.ValidationError as error:
         path = f"variants.{key}.config"
-        problems = [_describe(item, schema, path) for item in error.errors()]
-        raise StageError("\n  ".join([f"{PATH} is not valid:", *problems])) from None
+        return [_describe(item, schema, path) for item in error.errors()]
+    return []
 
 
 def check(path: Path = PATH) -> Params:
@@ -338,14 +351,8 @@ def check(path: Path = PATH) -> Params:
         StageError: with every mistake that was found, one per line.
     """
     params = load(path)
-    problems = []
-    for key, variant in params.variants.items():
-        try:
-            check_config(key, variant)
-        except StageError as error:
-            problems += str(error).splitlines()[1:]
-    if problems:
-        raise StageError("\n".join([f"{path} is not valid:", *problems]))
+    variants = params.variants.items()
+    _refuse(str(path), [line for each in variants for line in _config_problems(*each)])
     return params
 
 
@@ -389,20 +396,19 @@ def _dangling(data: Any) -> Iterator[str]:
     """One message per name that refers to nothing, in what has the right form so far."""
     sections = data if isinstance(data, dict) else {}
     datasets, recipes, variants = (sections.get(n) for n in ("datasets", "recipes", "variants"))
-    if not (isinstance(datasets, dict) and isinstance(recipes, dict)):
-        return
-    if not isinstance(variants, dict):
+    if not (
+        isinstance(datasets, dict) and isinstance(recipes, dict) and isinstance(variants, dict)
+    ):
         return
     models = [path.stem for path in MODELS.glob("*.py")]
-    used = set()
-    for key, variant in variants.items():
-        places: dict[str, Any] = {"dataset": datasets, "recipe": recipes, "model": models}
+    places = {"dataset": datasets, "recipe": recipes, "model": models}
+    named = {key: variant for key, variant in variants.items() if isinstance(variant, dict)}
+    for key, variant in named.items():
         for field, names in places.items():
-            name = variant.get(field) if isinstance(variant, dict) else None
+            name = variant.get(field)
             if isinstance(name, str) and name not in names:
                 yield f"variants.{key}.{field}: no such {field}.{_nearest(name, names)}"
-            if field == "dataset":
-                used.add(str(name))
+    used = {str(variant.get("dataset")) for variant in named.values()}
     for name in datasets:
         if str(name) not in used:
             yield (
@@ -434,22 +440,24 @@ def _describe(error: Any, root: type[Section] = Params, prefix: str = "") -> str
         root: the section that was checked.
         prefix: where in the file it lies.
     """
-    loc, path = list(error["loc"]), [prefix] if prefix else []
+    path = [prefix] if prefix else []
+    parent: Any = None
     kind: Any = root
-    for part in loc:
+    for part in error["loc"]:
+        parent = kind
         kind, is_key = _step(kind, part)
         if is_key and part != "[key]":
             path.append(str(part))
     where = ".".join(path) or str(PATH)
     if error["type"] == "extra_forbidden":
-        parent = _fields_at(loc[:-1], root)
-        return f"{where}: unknown key.{_nearest(str(loc[-1]), parent)}"
+        fields = getattr(parent, "model_fields", ())
+        return f"{where}: unknown key.{_nearest(str(error['loc'][-1]), fields)}"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        field = error["ctx"]["discriminator"].strip("'")
+        where = f"{where}.{field}"
     if error["type"] == "union_tag_invalid":
         tags = [tag.strip("'") for tag in error["ctx"]["expected_tags"].split(", ")]
-        field = error["ctx"]["discriminator"].strip("'")
-        return f"{where}.{field}: unknown value.{_nearest(str(error['ctx']['tag']), tags)}"
-    if error["type"] == "union_tag_not_found":
-        where = f"{where}.{error['ctx']['discriminator'].strip(chr(39))}"
+        return f"{where}: unknown value.{_nearest(str(error['ctx']['tag']), tags)}"
     if error["type"] in ("missing", "union_tag_not_found"):
         return f"{where}: missing. It is required; there are no defaults."
     message = error["msg"].removeprefix("Value error, ")
@@ -457,13 +465,6 @@ def _describe(error: Any, root: type[Section] = Params, prefix: str = "") -> str
     if error["type"] == "value_error" and isinstance(error["input"], dict):
         return f"{where}: {message}."
     return f"{where}: {message}. Received: {shown if len(shown) < 80 else shown[:77] + '...'}."
-
-
-def _fields_at(loc: list[Any], root: Any) -> list[str]:
-    kind = root
-    for part in loc:
-        kind, _ = _step(kind, part)
-    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
 
 
 def _step(kind: Any, part: Any) -> tuple[Any, bool]:
@@ -492,7 +493,10 @@ def _step(kind: Any, part: Any) -> tuple[Any, bool]:
 
 def _config_arguments(path: Path) -> dict[str, str]:
     """The keyword-only arguments of `build` in a model file, and their types as written there."""
-    tree = ast.parse(path.read_text())
+    try:
+        tree = ast.parse(path.read_text(), path.name)
+    except SyntaxError as error:
+        raise StageError(f"{path} must be Python. Received: {error}.") from None
     build = next(
         (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"),
         None,
@@ -520,7 +524,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StageError as error:
-        sys.exit(f"error: {error}")
+    run(main)
