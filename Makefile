@@ -55,13 +55,14 @@ test: $(STAMP)  ## the tests that need neither the real data, nor a browser, nor
 	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 browser: $(STAMP)  ## the tests of the report in Chromium, if there is one
-	@python -m pytest -rs -m browser
+	@python -m pytest -rs -m browser $$(grep -l mark.browser tests/test_*.py)
 
 servers: $(STAMP)  ## the tests of DVC remotes on real servers, and of a cluster of two nodes
-	@python -m pytest -rs -m "servers and not slow" --numprocesses 2 --dist loadfile
+	@python -m pytest -rs -m "servers and not slow" $$(grep -l mark.servers tests/test_*.py) \
+		--numprocesses 2 --dist worksteal
 
 realdata: $(STAMP)  ## the tests on the real CIFAR: CIFAR_MIRROR names the archives' folder
-	@python -m pytest -m "realdata and not slow"
+	@python -m pytest -m "realdata and not slow" $$(grep -l mark.realdata tests/test_*.py)
 
 report: $(STAMP)  ## the results as a folder of HTML that opens offline: report/index.html
 	@python -m tools.report

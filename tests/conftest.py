@@ -27,22 +27,28 @@ DVC_SETTINGS = """[core]
 """
 
 
+THEIRS = "KERAS_BACKEND LANGUAGE VERBOSE JOBS CUDA MAKEFLAGS FORCE_COLOR".split()
+
+
 def forget_who_runs_this(folder: Path) -> None:
     """Tests see no settings of git, DVC, Keras or make, no proxy, GPU or language but these."""
-    (folder / "git").write_text(GIT_SETTINGS)
+    (folder / "git").mkdir()
+    (folder / "git/config").write_text(GIT_SETTINGS)
     (folder / "config").write_text(DVC_SETTINGS)
     for name in list(os.environ):
         ours = name.startswith(("GIT_", "DVC_")) or name.lower().endswith("_proxy")
-        if ours or name in ("KERAS_BACKEND", "LANGUAGE", "VERBOSE", "JOBS", "CUDA", "MAKEFLAGS"):
+        if ours or name in THEIRS:
             del os.environ[name]
     os.environ |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "GIT_CONFIG_GLOBAL": str(folder / "git"),
+        "GIT_CONFIG_GLOBAL": str(folder / "git/config"),
         "GIT_CONFIG_NOSYSTEM": "1",
+        "XDG_CONFIG_HOME": str(folder),  # where DVC's libgit2 looks, and git before 2.32
         "DVC_GLOBAL_CONFIG_DIR": str(folder),
         "DVC_SYSTEM_CONFIG_DIR": str(folder / "none"),
         "DVC_SITE_CACHE_DIR": str(folder / "site"),
         "KERAS_HOME": str(folder / "keras"),
+        "PRE_COMMIT_HOME": str(folder / "pre-commit"),
         "CUDA_VISIBLE_DEVICES": "-1",
         "LC_ALL": "C.UTF-8",
     }
@@ -71,6 +77,10 @@ def random() -> np.random.Generator:
 
 @pytest.fixture
 def toy_split(random: np.random.Generator) -> Split:
+    return make_toy_split(random)
+
+
+def make_toy_split(random: np.random.Generator) -> Split:
     """Sixty random images of three classes, twenty of each, in turn."""
     return Split(
         images=random.integers(0, 256, (60, 32, 32, 3), np.uint8),

@@ -187,6 +187,8 @@ def opened(clone: Path, scratch: Path, *targets: str) -> Iterator[Project]:
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{ROOT}/tests/standin.py" "$@"\n')
     python.chmod(0o755)
+    # DVC writes git's index so that git takes for unchanged what stand-ins write within a second.
+    (clone / ".dvc" / "config.local").write_text("[core]\n    autostage = false\n")
     project = Project(clone, scratch)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone)

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_toy_split
 
-from stages.shared.dataset import Split, save_split
+from stages.shared.dataset import save_split
+
+pytestmark = pytest.mark.backends
 
 PROGRAM = """
 import json, sys
@@ -60,15 +62,29 @@ def trained(backend: str, data: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backends") / "data"
+    save_split(make_toy_split(np.random.default_rng(0)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained("tensorflow", data, tmp_path_factory.mktemp("tensorflow") / "reference")
+
+
+def if_installed(backend: str) -> Any:
+    missing = importlib.util.find_spec(backend) is None
+    return pytest.param(
+        backend, marks=pytest.mark.skipif(missing, reason=f"{backend} is not installed")
+    )
+
+
+@pytest.mark.parametrize("backend", map(if_installed, ["jax", "torch"]))
 def test_another_backend_trains_alike_and_repeats_itself(
-    toy_split: Split, tmp_path: Path, backend: str
+    data: Path, reference: dict[str, Any], tmp_path: Path, backend: str
 ) -> None:
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    data = tmp_path / "data"
-    save_split(toy_split, data)
-    reference = trained("tensorflow", data, tmp_path / "reference")
     first = trained(backend, data, tmp_path / "first")
     second = trained(backend, data, tmp_path / "second")
     assert first == second

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.nodes = folder, list[subprocess.Popen[bytes]]()
-        self.session = tempfile.mkdtemp(prefix="ray")  # sockets' paths must be short
+        self.session = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets' paths must be short
         self.environment = os.environ | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -105,7 +106,8 @@ def network(pid: int | str) -> Path:
 def can_make_networks() -> bool:
     """Whether this user may make network namespaces, and has the programs for it."""
     programs = all(map(shutil.which, ("unshare", "nsenter", "ip")))
-    return programs and subprocess.run(["unshare", "--net", "true"]).returncode == 0
+    cable = "unshare --net ip link add a type veth peer name b"
+    return programs and subprocess.run(cable.split()).returncode == 0
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str] | None = None) -> None:
@@ -163,13 +165,25 @@ def start_launch(project: Project, cluster: Cluster) -> subprocess.Popen[str]:
     )
 
 
+def trainings_below(node: subprocess.Popen[bytes]) -> set[str]:
+    """The train stages whose commands are at work on a node."""
+    found = set()
+    for process in psutil.Process(node.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "stages.train" in words:
+                found.add(f"train@{words[words.index('stages.train') + 1]}")
+    return found
+
+
 def test_the_stages_of_a_node_that_dies_are_run_elsewhere(
     project: Project, cluster: Cluster
 ) -> None:
-    project.tell_standin(seconds=dict.fromkeys(TRAININGS, 20))
+    project.tell_standin(seconds=dict.fromkeys(TRAININGS, 10))
     launch = start_launch(project, cluster)
-    wait_for(lambda: set(project.log.read_text().split()) >= TRAININGS, launch)
-    cluster.kill(cluster.nodes[1])
+    node = cluster.nodes[1]
+    wait_for(lambda: trainings_below(node) & set(project.log.read_text().split()), launch)
+    cluster.kill(node)
     output, _ = launch.communicate(timeout=SECONDS)
     assert launch.returncode == 0, output
     ran = project.log.read_text().split()

@@ -161,6 +161,7 @@ def newest(checkpoints: Path, seed: int) -> int:
     return max((int(file.stem.rpartition("-")[2]) for file in files), default=0)
 
 
+@pytest.mark.slow
 def test_a_training_of_other_images_does_not_resume(workspace: Path) -> None:
     """Broken off, then started with other images, broken off again, and then as it was."""
     stage = f"train@{VARIANT}"
@@ -233,6 +234,7 @@ def mend(folder: Path) -> list[str]:
 def test_a_stage_that_was_broken_off_leaves_no_wrong_output(
     workspace: Path, stage: str, out: str, way: str
 ) -> None:
+    """Broken off as it begins; test_twenty_faults_in_a_stage does so at all times."""
     clean = node.contents(workspace, [out])
     process = start(workspace, stage, FORCE)
     wait_for(lambda: not (workspace / out).exists(), process)  # DVC removes it, and starts

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -659,7 +660,7 @@ def test_dvc_lets_the_server_use_the_agent_unless_it_has_none(
     small.use(server)
     known_hosts(small, server, "host")
     (Path(small.env["HOME"]) / ".ssh/config").write_text(f"Host *\n    {setting}\n")
-    address = small.folder.parent / "agent"
+    address = Path(tempfile.mkdtemp(dir="/tmp")) / "agent"  # a socket's path must be short
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(address)], stdout=subprocess.DEVNULL)
     try:
         wait_until(address.exists, "the agent's socket")
@@ -667,4 +668,5 @@ def test_dvc_lets_the_server_use_the_agent_unless_it_has_none(
         small.must("dvc", "push")
     finally:
         end(agent)
+        shutil.rmtree(address.parent)
     assert ("req auth-agent-req@openssh.com" in server.log.read_text()) == forwarded

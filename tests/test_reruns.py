@@ -201,7 +201,7 @@ OTHERS = ["tools/show.py", "README.md", "Makefile", "pyproject.toml", "tests/con
 
 
 ONE_OF_EACH = ["download", "stats", "lineup", "train", "evaluate", "plot", "training/split"]
-ONE_OF_EACH += ["datasets/shapes", "shared/dataset", "shared/params", "models/lenet"]
+ONE_OF_EACH += ["datasets/shapes", "shared/params", "models/lenet"]
 
 
 @pytest.mark.parametrize("file", FILES + OTHERS)

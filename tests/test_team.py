@@ -87,13 +87,13 @@ def ann(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Perso
         yield person
 
 
-def newcomer(ann: Person, folder: Path) -> Person:
+def newcomer(ann: Person, folder: Path, branch: str = "main") -> Person:
     """Clones as the README says; `make setup-git` without what it installs."""
     assert (
         "    git clone <this repository> && cd <its folder> && make setup-git\n"
         "    source .venv/bin/activate && dvc pull --allow-missing\n"
     ) in SECTION
-    ann.runs(f"git clone --quiet {ann.team}/origin.git {folder}")
+    ann.runs(f"git clone --quiet --branch {branch} {ann.team}/origin.git {folder}")
     project = Project(folder, folder.parent)
     project.log, project.standin = ann.project.log, ann.project.standin
     person = Person(project, ann.team)
@@ -183,9 +183,7 @@ def removes_what_no_commit_needs(ann: Person, folder: Path, tried: str) -> None:
     assert (ann.team / "dvc/files/md5" / tried[:2] / tried[2:]).exists()
     for branch in ("main", "longer", "another", "alone"):
         shutil.rmtree(folder, ignore_errors=True)
-        late = newcomer(ann, folder)
-        late.runs(f"git checkout --quiet {branch} && {sys.executable} -m dvc pull --allow-missing")
-        late.project.tree = yaml.safe_load((late.project.folder / "params.yaml").read_text())
+        late = newcomer(ann, folder, branch)
         # The folder that `alone` was made in had another branch's example images left over.
         assert late.project.repro(TARGET) <= ({TARGET} if branch == "alone" else set())
 
