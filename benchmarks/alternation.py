@@ -36,15 +36,15 @@ def compare(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, A
 
     The ratio is the median of the rounds' ratios; their smallest and largest are its range.
     """
-    table = {}
+    rows = {}
     for name, each in seconds.items():
         ratios = sorted(b / a for a, b in zip(each, seconds[base], strict=True))
-        table[name] = {
+        rows[name] = {
             "median_seconds": round(statistics.median(each), 4),
             "times_faster": round(statistics.median(ratios), 3),
             "range": [round(ratios[0], 3), round(ratios[-1], 3)],
         }
-    return table
+    return rows
 
 
 def report(name: str, result: dict[str, Any]) -> None:

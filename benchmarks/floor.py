@@ -64,13 +64,11 @@ def operations(variant: dict[str, Any], recipe: dict[str, Any], classes: int, im
 
 def forward_operations(core: Any) -> float:
     """The operations of one image's way through a network's convolutions and matrices."""
-    total = 0.0
-    for layer in core.layers:
-        kernel = getattr(layer, "kernel", None)
-        if kernel is None:
-            continue
-        total += 2 * math.prod(layer.output.shape[1:-1]) * math.prod(kernel.shape)
-    return total
+    return sum(
+        2.0 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
+        for layer in core.layers
+        if getattr(layer, "kernel", None) is not None
+    )
 
 
 def peak(dtype: str) -> dict[str, float]:

@@ -487,6 +487,19 @@ def test_a_lock_file_that_was_cut_short_is_an_error(workspace: Path, text: str) 
     assert "git checkout" in only(doctor.check_lock_file(workspace), "error")
 
 
+def test_a_lock_file_with_conflicts_is_merged_again(workspace: Path) -> None:
+    lock = workspace / "dvc.lock"
+    text = "schema: '2.0'\nstages:\n  a:\n    cmd: {}\n"
+    for branch in ("ours", "theirs"):
+        subprocess.run(["git", "checkout", "--quiet", "--orphan", branch], check=True)
+        lock.write_text(text.format(branch))
+        subprocess.run(["git", "add", "dvc.lock"], check=True)
+        subprocess.run(["git", "commit", "--quiet", "--message", branch], check=True)
+    merge = ["git", "merge", "--allow-unrelated-histories", "ours"]
+    assert subprocess.run(merge, capture_output=True).returncode == 1
+    assert "git checkout --merge dvc.lock" in only(doctor.check_lock_file(workspace), "error")
+
+
 def test_a_lock_file_that_dvc_may_be_writing_is_left_alone(
     workspace: Path, children: list[subprocess.Popen[str]]
 ) -> None:

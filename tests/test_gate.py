@@ -19,12 +19,13 @@ from rerunning import Project, Tree, opened
 from test_merge_lock import copy_of, git
 
 from stages.shared.stage import StageError
-from tools import changes, doctor, gate
+from tools import changes, doctor, gate, pipeline
 from tools.git import git as tools_git
 from tools.results import leaves
 
 TRAINED, OTHER, WAITING = "shapes-lenet", "shapes-simple", "cifar10-lenet"
 KEPT = ("shapes", "cifar10", TRAINED, OTHER, WAITING)
+TRAINING = f"train@{TRAINED}"
 METRICS = Path(f"results/metrics/shapes/{TRAINED}.json")
 Gate = Callable[..., list[str]]
 
@@ -367,16 +368,16 @@ def test_a_metric_that_is_gone_fails(project: Project, failures: Gate) -> None:
     assert any(f"{TRAINED}'s accuracy was 75.00% in main" in line for line in failures())
 
 
-def with_another_hash(text: str, which: int) -> str:
-    """A dvc.lock with another of the hashes in a training's entry."""
-    start = text.index(f"  train@{TRAINED}:")
-    end = text.find("\n  train@", start + 1)
-    found = [match.start() for match in re.finditer("md5: ", text[start:end])]
-    place = start + found[which] + len("md5: ")
-    return text[:place] + "0" * 8 + text[place + 8 :]
+def with_another_hash(text: str, which: int, stage: str = TRAINING, digit: str = "0") -> str:
+    """A dvc.lock with another of the hashes in a stage's entry."""
+    whole = re.search(rf"^  {stage}:\n(?:    .*\n)+", text, re.MULTILINE)
+    assert whole
+    found = [match.end() for match in re.finditer("md5: ", whole[0])]
+    place = whole.start() + found[which]
+    return text[:place] + digit * 8 + text[place + 8 :]
 
 
-@pytest.mark.parametrize("then", ["nothing", "another commit", "merged", "run"])
+@pytest.mark.parametrize("then", ["nothing", "another commit", "merged", "run", "run last"])
 def test_an_entry_that_git_mixed_from_two_branches_fails(
     project: Project, failures: Gate, then: str
 ) -> None:
@@ -397,11 +398,38 @@ def test_an_entry_that_git_mixed_from_two_branches_fails(
     elif then == "run":
         lock.write_text(with_another_hash(lock.read_text(), 1))
         save(project)
+    elif then == "run last":  # as after the driver, which left the entry out
+        stages = pipeline.locked()
+        stages[TRAINING] = stages.pop(TRAINING)
+        pipeline.write_lock(lock, stages)
+        git(project, "commit", "--quiet", "--all", "--amend", "--no-edit")
     mixed = [line for line in failures() if "git mixed" in line]
-    if then == "run":
+    if then in ("run", "run last"):
         assert mixed == []
     else:
-        only(mixed, f"train@{TRAINED}:", "make setup-git")
+        only(mixed, f"{TRAINING}:", "make setup-git")
+
+
+def test_an_entry_that_git_mixed_fails_also_if_others_conflict(
+    project: Project, failures: Gate
+) -> None:
+    lock = Path("dvc.lock")
+    whole = lock.read_text()
+    for branch, which, digit in (("theirs", -1, "1"), ("branch", 0, "2")):
+        git(project, "checkout", "--quiet", "--force", "-B", branch, "main")
+        text = with_another_hash(whole, which)
+        lock.write_text(with_another_hash(text, 0, "stats@shapes", digit))
+        save(project)
+    merge = ["git", "merge", "--quiet", "--no-edit", "theirs"]
+    assert subprocess.run(merge, cwd=project.folder, capture_output=True).returncode == 1
+    ours = re.sub(r"<{7}.*\n((?:.*\n)*?)={7}\n(?:.*\n)*?>{7}.*\n", r"\1", lock.read_text())
+    assert ours == with_another_hash(
+        with_another_hash(with_another_hash(whole, 0), -1), 0, "stats@shapes", "2"
+    )
+    lock.write_text(ours)
+    git(project, "commit", "--quiet", "--all", "--no-edit")
+    mixed = [line for line in failures() if "git mixed" in line]
+    only(mixed, f"{TRAINING}:", "make setup-git")
 
 
 def test_the_base_is_where_the_branch_left(project: Project, failures: Gate) -> None:

@@ -149,7 +149,7 @@ def test_what_another_branch_left_in_place_is_not_run_again(shapes: Project) -> 
 def test_outputs_are_put_in_place_where_nothing_else_is_wrong_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("moved", "unsaved", "changed", "unrecorded")
+    names = ("moved", "lost", "unsaved", "changed", "unrecorded")
     stages = {
         name: {"cmd": f"cat {name}.in > {name}", "deps": [f"{name}.in"], "outs": [name]}
         for name in names
@@ -159,27 +159,33 @@ def test_outputs_are_put_in_place_where_nothing_else_is_wrong_and_nothing_is_los
 
     def repro(content: str) -> None:
         for name in names:
-            Path(f"{name}.in").write_text(content)
+            Path(f"{name}.in").write_text(f"{content} {name}")
         subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
 
     repro("ours")
     lock = pipeline.LOCK.read_bytes()
     repro("theirs")
     pipeline.LOCK.write_bytes(lock)  # a switch of branches back
-    for name in ("moved", "unsaved", "unrecorded"):
-        Path(f"{name}.in").write_text("ours")
-    Path("unsaved").unlink()  # which may be a link into the cache
-    Path("unsaved").write_text("by hand")
+    for name in ("moved", "lost", "unsaved", "unrecorded"):
+        Path(f"{name}.in").write_text(f"ours {name}")
+    for name, content in (("unsaved", "by hand"), ("lost", "ours lost")):
+        Path(name).unlink()  # which may be a link into the cache
+        Path(name).write_text(content)
+    digest = hashlib.md5(b"ours lost").hexdigest()
+    cached = Path(".dvc/cache/files/md5", digest[:2], digest[2:])
+    cached.unlink()
     entries = pipeline.locked()
     pipeline.write_lock(pipeline.LOCK, {n: e for n, e in entries.items() if n != "unrecorded"})
     _, outdated = pipeline.plan([], put=True)
     assert {name: Path(name).read_text() for name in names} == {
-        "moved": "ours",
+        "moved": "ours moved",
+        "lost": "ours lost",
         "unsaved": "by hand",
-        "changed": "theirs",
-        "unrecorded": "theirs",
+        "changed": "theirs changed",
+        "unrecorded": "theirs unrecorded",
     }
     assert set(outdated) == {"unsaved", "changed", "unrecorded"}
+    assert cached.read_text() == "ours lost"
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGHUP])
@@ -507,6 +513,25 @@ def test_what_failed_on_a_node_or_could_not_be_pulled_has_failed(
     assert Path("a.log").read_bytes() == b"why\n"
 
 
+def test_a_commit_that_only_another_remote_has_is_not_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes clone origin."""
+    monkeypatch.chdir(tiny_project(tmp_path / "project", {}))
+    for line in (
+        "git add --all",
+        "git commit --quiet --message Project",
+        "git remote add origin elsewhere",
+        "git update-ref refs/remotes/fork/main HEAD",
+    ):
+        subprocess.run(line.split(), check=True)
+    with pytest.raises(StageError, match=r"HEAD must be pushed to origin\."):
+        cluster.elsewhere(None)
+    subprocess.run("git update-ref refs/remotes/origin/main HEAD".split(), check=True)
+    with pytest.raises(StageError, match=r"Nodes share data through a DVC remote"):
+        cluster.elsewhere(None)
+
+
 def test_dvcs_lock_is_written_whole_under_its_guard_and_loses_no_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,6 +562,7 @@ def test_an_end_also_ends_what_was_waiting_for_a_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(local, "LEAVING_SECONDS", 1)
 
     def work(job: dict[str, Any]) -> dict[str, Any]:
         (tmp_path / job["stage"]).touch()
@@ -561,9 +587,17 @@ DIAMOND = {
 class Stages:
     """Runs stages in no time, one after the other, and says which were running together."""
 
-    def __init__(self, jobs: int | None = None, failing: str = "", unchanged: str = "") -> None:
+    def __init__(
+        self,
+        jobs: int | None = None,
+        failing: str = "",
+        unchanged: str = "",
+        unknown: str = "",
+        uncollected: str = "",
+    ) -> None:
         self.connection = SimpleNamespace(jobs=jobs, finished=self.finished, outcome=self.outcome)
         self.failing, self.unchanged = failing, unchanged
+        self.unknown, self.uncollected = unknown, uncollected
         self.together: list[str] = []
         self.asked = ""
 
@@ -572,13 +606,16 @@ class Stages:
 
     def is_outdated(self, step: Step) -> bool:
         self.asked += step.name
+        if step.name in self.unknown:
+            raise StageError("params.yaml is being edited")
         return step.name not in self.unchanged
 
     def lines(self, logs: dict[str, Path]) -> dict[str, str]:
         return dict.fromkeys(logs, "")
 
     def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
-        pass
+        if step.name in self.uncollected:
+            raise OSError("the disk is full")
 
     def finished(self, names: list[str], seconds: float) -> list[str]:
         self.together.append("".join(names))
@@ -597,6 +634,8 @@ class Stages:
         (Stages(failing="b"), ["ae", "ebc", "bc", "c"], 1),
         (Stages(failing="ae"), ["ae", "e"], 1),
         (Stages(unchanged="bc"), ["ae", "ed", "d"], 0),
+        (Stages(unknown="b"), ["ae", "ec", "c"], 1),
+        (Stages(uncollected="e"), ["ae", "ebc", "bc", "c", "d"], 1),
     ],
 )
 def test_a_stage_starts_as_soon_as_all_that_it_depends_on_is_done(
@@ -609,6 +648,32 @@ def test_a_stage_starts_as_soon_as_all_that_it_depends_on_is_done(
     monkeypatch.chdir(tmp_path)
     assert launch.Launch(DIAMOND, list(DIAMOND), stages).run() == code
     assert stages.together == together
+
+
+def test_why_a_stage_failed_is_told_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    launch.Launch(DIAMOND, list(DIAMOND), Stages(failing="a", uncollected="e")).run()
+    said = capsys.readouterr().err
+    assert said == "  a failed: logs/launch/a.log\n  e failed: the disk is full\n"
+
+
+def test_a_stage_is_tried_again_while_git_writes_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC has recorded it then, and fails when it is to tell git."""
+
+    def dvc(folder: Path, log: Any, *command: str, **_: Any) -> int:
+        said = next(outcomes)
+        log.write(said)
+        return int(bool(said))
+
+    outcomes = iter([b"unexpected error - ('.git/index', '.git/index.lock')\n", b""])
+    monkeypatch.setattr(node, "dvc", dvc)
+    with open(tmp_path / "log", "w+b") as log:
+        outcome = node.reproduce(tmp_path, "lineup", ["data/lineup"], log)
+    assert outcome == {"code": 0, "ran": False, "error": ""}
 
 
 def test_of_what_nothing_ran_before_the_plan_still_holds(
@@ -679,6 +744,7 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
         "remote": "store",
         "folder": None,
         "cache": None,
+        "identity": {},
     }
     shapes.tell_standin()
     before = set((tmp_path / "store").rglob("*"))
@@ -705,10 +771,18 @@ def test_the_clone_of_a_trial_is_kept_if_what_it_trained_could_not_be_saved(
 
     monkeypatch.setattr(node, "clone", clone)
     monkeypatch.setattr(node, "change", lambda *_: None)
-    monkeypatch.setattr(node, "dvc", lambda folder, log, command, *_, **__: int(command == fails))
+    environments = []
+
+    def dvc(_: Path, __: Any, command: str, *___: str, environment: dict[str, str]) -> int:
+        environments.append(environment)
+        return int(command == fails)
+
+    monkeypatch.setattr(node, "dvc", dvc)
     job = {"name": "trial", "changes": {}, "stage": "train@a", "inputs": [], "small_outs": []}
     job |= {"url": "", "revision": "", "remote": None, "folder": str(tmp_path), "cache": "here"}
+    job |= {"identity": {"GIT_AUTHOR_NAME": "A"}, "environment": {"CUDA_VISIBLE_DEVICES": "1"}}
     outcome = node.run_trial(job)
+    assert environments[-1] == {"GIT_AUTHOR_NAME": "A", "CUDA_VISIBLE_DEVICES": "1"}
     assert outcome["code"] == 1
     assert (tmp_path / "trials" / "trial").exists() == kept
     assert ("not saved: in" in outcome["error"]) == kept

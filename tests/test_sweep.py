@@ -19,9 +19,10 @@ from stages.shared import params
 from stages.shared.stage import StageError
 from tools import apply, node, unfold
 from tools.cluster import Source
+from tools.git import identity
 from tools.pipeline import Step
 from tools.results import Revision
-from tools.sweep import Range, Sweep, parse, report, the_variant, validation_accuracies
+from tools.sweep import Range, Sweep, parse, pull, report, the_variant, validation_accuracies
 
 SECONDS = 300  # no command takes longer, whatever else the machine does
 RATE = "recipes.demo.optimizer.learning_rate"
@@ -233,13 +234,46 @@ def test_a_trial_of_a_cluster_is_pulled_and_one_that_cannot_be_has_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tools.sweep.LOGS", tmp_path)
-    monkeypatch.setattr("tools.sweep.pull", lambda name, remote: f"{name} of {remote}")
+    monkeypatch.setattr("tools.sweep.pull", lambda name, source: f"{name} of {source.remote}")
     steps: Any = {"train@shapes-lenet": Step("train@shapes-lenet", (), (), OUTS, (), ())}
     space = dict([parse(f"{RATE}=0.01,0.02")])
     sweep = Sweep(space, steps, ["train@shapes-lenet"], None, None)
     done = sweep.run(Scripted(trained(0.5), None), Source("origin", "abc", "store"))
     errors = [each["error"] for each in done]
     assert errors == ["shapes-lenet_learning_rate-0.01 of store", "why"]
+
+
+def test_a_trial_is_pulled_by_the_commit_that_the_sweep_is_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """HEAD may have moved, and another commit may have an experiment of the same name."""
+
+    def ran(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[3:] == [
+            *("exp", "pull", "--force", "--remote", "store", "origin", "refs/exps/ab/cdef/trial")
+        ]
+        return subprocess.CompletedProcess(command, 1, "", "gone")
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    assert pull("trial", Source("url", "abcdef", "store")).endswith("/trial`: gone")
+
+
+def test_clones_commit_as_who_started_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "config", "user.name", "A. B <c>")
+    git(tmp_path, "config", "user.email", "a@b")
+    assert identity() == {
+        "GIT_AUTHOR_NAME": "A. B c",  # git leaves brackets out
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "A. B c",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
+    git(tmp_path, "config", "user.name", "")
+    with pytest.raises(StageError, match="empty ident name"):
+        identity()
 
 
 def test_the_greatest_accuracy_is_the_best_and_is_reported_first(
@@ -283,6 +317,22 @@ def test_values_that_params_refuses_together_leave_all_as_it_was(
         apply.put({}, {"evaluate@gone": {}, "plot@shapes": {}}, {"results/metrics.json": b"{}"})
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     assert params.PATH.read_bytes() == text
+
+
+def test_files_that_are_applied_are_not_written_through_a_link(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As DVC restores small files from its run cache, if its settings say links."""
+    monkeypatch.setattr(apply.pipeline, "record", lambda _: None)
+    cached = tmp_path / "cached"
+    cached.write_bytes(b"theirs")
+    file = Path("results/metrics.json")
+    file.parent.mkdir()
+    for link in (file.symlink_to, file.hardlink_to):
+        link(cached)
+        apply.put({}, {}, {str(file): b"applied"})
+        assert (file.read_bytes(), cached.read_bytes()) == (b"applied", b"theirs")
+        file.unlink()
 
 
 def test_results_of_other_parameters_are_not_applied() -> None:

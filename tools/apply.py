@@ -69,11 +69,8 @@ def changed_values(baseline: Revision, revision: Revision) -> dict[str, Any]:
 
 def changed_entries(baseline: Revision, revision: Revision) -> dict[str, Any]:
     """The entries of dvc.lock that are not the baseline's."""
-    before, after = (
-        pipeline.parse_lock(each.read(pipeline.LOCK) or b"", f"{each.name}'s {pipeline.LOCK}")
-        for each in (baseline, revision)
-    )
-    return {name: entry for name, entry in after.items() if before.get(name) != entry}
+    before = baseline.locked
+    return {name: entry for name, entry in revision.locked.items() if before.get(name) != entry}
 
 
 def add(known: dict[str, Any], found: dict[str, Any], name: str) -> None:
@@ -171,6 +168,7 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
         partial.unlink(missing_ok=True)
     for path, content in files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).unlink(missing_ok=True)  # it may be a link into DVC's cache
         Path(path).write_bytes(content)
     pipeline.record(entries)
     command = [sys.executable, "-m", "dvc", "checkout", "--force", *entries]

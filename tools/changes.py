@@ -3,7 +3,6 @@
 Reads only what git has.
 """
 
-import functools
 import json
 import re
 from collections.abc import Callable
@@ -43,9 +42,9 @@ def text(base: Revision, links: str) -> str:
         links: what the addresses of figures begin with; without it, they are relative.
     """
     parts: dict[str, Callable[[], str]] = {
-        "Metrics": functools.partial(metrics_table, base),
-        "Parameters": functools.partial(parameters_table, base),
-        "Figures": functools.partial(figures_list, base, links),
+        "Metrics": lambda: metrics_table(base),
+        "Parameters": lambda: parameters_table(base),
+        "Figures": lambda: figures_list(base, links),
     }
     written = []
     for title, part in parts.items():
@@ -94,27 +93,16 @@ def is_share(value: Any) -> bool:
 
 
 def metrics_table(base: Revision) -> str:
-    changed = [
-        each for each in pairs(metrics(base), metrics(Revision())) if each.before != each.after
-    ]
     rows = []
-    for each in changed:
+    for each in pairs(metrics(base), metrics(Revision())):
+        if each.before == each.after or not (each.before or each.after):
+            continue
+        accuracies = [measured(found) if found else "-" for found in (each.before, each.after)]
+        certain = "{:.2%} to {:.2%}".format(*accuracy_interval(each.after)) if each.after else "-"
         points = "-" if each.points is None else f"{each.points:+.2f} points"
-        before, after = each.before or {}, each.after or {}
-        accuracies = [measured(m) if m else "-" for m in (before, after)]
-        if before or after:
-            certain = "-"
-            if after:
-                low, high = accuracy_interval(after)
-                certain = f"{low:.2%} to {high:.2%}"
-            rows.append((code(each.variant), *accuracies, certain, points))
-    header = (
-        "variant",
-        code(base.name),
-        "here",
-        "95 % interval of the accuracy here",
-        "difference",
-    )
+        rows.append((code(each.variant), *accuracies, certain, points))
+    certain = "95 % interval of the accuracy here"
+    header = ("variant", code(base.name), "here", certain, "difference")
     return table(header, rows) or "No metric changed."
 
 

@@ -12,6 +12,7 @@ from stages.shared.stage import StageError
 from tools import node
 from tools.git import git
 from tools.local import ON_DEVICE
+from tools.pipeline import opened
 
 NODE_LOSSES = 3  # how often a stage is begun anew elsewhere because its node died
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -40,8 +41,6 @@ def here() -> Source:
     Raises:
         StageError: if there are uncommitted changes.
     """
-    from tools.pipeline import opened
-
     revision = committed()
     with opened() as repo:
         folder = str(Path(repo.tmp_dir) / "launch")
@@ -54,8 +53,6 @@ def elsewhere(remote: str | None) -> Source:
     Raises:
         StageError: if it is not committed and pushed, or if there is no git or DVC remote.
     """
-    from tools.pipeline import opened
-
     revision = committed()
     try:
         url = git("config", "--get", "remote.origin.url")
@@ -64,8 +61,8 @@ def elsewhere(remote: str | None) -> Source:
             "Nodes clone the git remote 'origin'. Received: no such remote. "
             "`git remote add origin URL`."
         ) from None
-    if not git("branch", "--remotes", "--contains", revision):
-        raise StageError(f"HEAD must be pushed. Received: {revision[:12]}. `git push`.")
+    if not git("branch", "--remotes", "--list", "origin/*", "--contains", revision):
+        raise StageError(f"HEAD must be pushed to origin. Received: {revision[:12]}. `git push`.")
     with opened() as repo:
         if not (remote or repo.config["core"].get("remote")):
             raise StageError(
@@ -99,7 +96,8 @@ class Connection:
     Args:
         ray: the module, connected.
         jobs: stages at a time; None for as many as the cluster has room for.
-        gpus_per_job, cpus_per_job: what a training or an evaluation takes.
+        gpus_per_job: what a training or an evaluation takes, if any node has GPUs.
+        cpus_per_job: what each stage takes.
 
     Raises:
         StageError: if no node has as many GPUs or cores.
@@ -122,8 +120,9 @@ class Connection:
             )
         self._gpus = gpus_per_job if gpus else 0
         self._cpus = cpus_per_job
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(num_cpus=0, scheduling_strategy=here)(node.Board)
+        this = ray.get_runtime_context().get_node_id()
+        there = NodeAffinitySchedulingStrategy(this, soft=False)
+        board = ray.remote(num_cpus=0, scheduling_strategy=there)(node.Board)
         self._board = board.remote()  # not on a node that may die before us
 
     def _nodes(self) -> list[dict[str, float]]:
@@ -143,15 +142,15 @@ class Connection:
         return self.jobs or max(1, int(sum(shares)))
 
     def run_on_node(self, job: dict[str, Any]) -> Any:
-        return self._start(node.run_on_node, job, job, self._board)
+        return self._start(node.run_on_node, job, self._board)
 
     def run_trial(self, job: dict[str, Any]) -> Any:
-        return self._start(node.run_trial, job, job)
+        return self._start(node.run_trial, job)
 
-    def _start(self, function: Any, job: dict[str, Any], *arguments: Any) -> Any:
+    def _start(self, function: Any, job: dict[str, Any], *more: Any) -> Any:
         gpus = self._gpus if job["stage"].startswith(ON_DEVICE) else 0
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": NODE_LOSSES}
-        return self._ray.remote(**options)(function).options(name=job["stage"]).remote(*arguments)
+        return self._ray.remote(**options)(function).options(name=job["stage"]).remote(job, *more)
 
     def lines(self) -> dict[str, str]:
         """The last line that each stage on a node has printed."""

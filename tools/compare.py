@@ -177,7 +177,7 @@ def seed_variances(a: np.ndarray, b: np.ndarray) -> list[tuple[float, int]]:
 def t_test(difference: float, variances: list[tuple[float, int]]) -> tuple[float, float, float]:
     """Is a difference with these independent variances zero? p, and the ends of its interval."""
     variance = sum(each for each, _ in variances)
-    degrees = variance**2 / sum(each**2 / degrees for each, degrees in variances)
+    degrees = variance**2 / sum(each**2 / of_each for each, of_each in variances)
     found = stats.t(degrees, loc=difference, scale=np.sqrt(variance))
     low, high = found.interval(CONFIDENCE)
     return float(2 * min(found.cdf(0), found.sf(0))), float(low), float(high)

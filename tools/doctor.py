@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,7 @@ try:
     from stages.shared import params
     from stages.shared.backend import import_keras
     from stages.shared.stage import StageError, run
-    from tools.node import is_whole
+    from tools.node import is_whole, without_passwords
     from tools.pipeline import locked
 except ModuleNotFoundError as missing:  # most often the environment is not activated
     if __name__ != "__main__":
@@ -207,8 +206,7 @@ def check_remote(folder: Path, name: str, url: str) -> Finding:
         problem = last_line(asked.stderr) if asked.returncode else asked.stdout.strip()
     except subprocess.TimeoutExpired:
         problem = f"there was no answer within {REMOTE_SECONDS} s"
-    shown = f"{name} ({url})"
-    shown, problem = (re.sub("//[^/@]*@", "//", text) for text in (shown, problem))  # no passwords
+    shown, problem = map(without_passwords, (f"{name} ({url})", problem))
     if problem == "missing":
         advice = "The first `dvc push` creates it; if it should be there: is the disk mounted?"
         return Finding("warning", f"{shown} does not exist", advice)
@@ -439,6 +437,9 @@ def check_lock_file(folder: Path) -> list[Finding]:
             return [Finding("warning", what, "Ask again when that has finished.")]
         except FileNotFoundError:
             pass  # no DVC command has ever been at work here
+    if not whole and ask(folder, "git", "ls-files", "--unmerged", "--", "dvc.lock").stdout:
+        advice = "`make setup-git && git checkout --merge dvc.lock && git add dvc.lock`."
+        return [Finding("error", "dvc.lock has conflicts of a merge", advice)]
     if not whole:
         advice = "`git checkout -- dvc.lock`, then `dvc repro`."
         return [Finding("error", "dvc.lock is cut short or damaged", advice)]
@@ -545,8 +546,7 @@ def some(items: Iterable[str]) -> str:
 
 
 def last_line(text: str) -> str:
-    lines = [each for each in text.splitlines() if each.strip()]
-    return lines[-1] if lines else "no message"
+    return (text.strip().splitlines() or ["no message"])[-1]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from stages.shared.stage import StageError, run
 from tools import changes, doctor
 from tools.doctor import Finding, some
 from tools.git import git
+from tools.node import without_passwords
 from tools.pipeline import LOCK, locked, parse_lock
 from tools.results import Commit, Revision, differences
 
@@ -58,7 +59,7 @@ class Pipeline:
 
     repo: Any
     stages: dict[str, Any]
-    ran: set[str]
+    ran: list[str]
     left_over: list[str]
     lost: set[str] = field(default_factory=set)
     stores: list[Any] = field(default_factory=list)
@@ -213,9 +214,14 @@ def read_pipeline(repo: Any) -> Pipeline:
         lock = locked()
     except StageError as error:
         raise Broken(str(error)) from None
-    stages = {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
-    ran = {name for name in stages if name in lock}
+    stages = stages_of(repo)
+    ran = [name for name in stages if name in lock]
     return Pipeline(repo, stages, ran, [name for name in lock if name not in stages])
+
+
+def stages_of(repo: Any) -> dict[str, Any]:
+    """The stages of dvc.yaml by name; those of `dvc add` have none."""
+    return {stage.name: stage for stage in repo.index.stages if getattr(stage, "name", None)}
 
 
 def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
@@ -244,9 +250,7 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         else:
             never.append(name)
     pipeline.lost = {name for names in why.values() for name in names}
-    found += [
-        Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
-    ]
+    found += to_rerun(why)
     if never:
         where = "here or on the base" if base else "here"
         what = f"not run yet, {where}: {some(never)}"
@@ -276,19 +280,17 @@ def stages_at(base: Revision) -> tuple[set[str], set[str]]:
         Path(folder, ".dvc").mkdir()
         try:
             with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
-                stages = [stage for stage in repo.index.stages if getattr(stage, "name", None)]
+                stages = stages_of(repo)
         except DvcException as error:
             raise Broken(f"DVC cannot read the pipeline of {base.name}: {error}") from None
-    ran = {stage.name for stage in stages if any(out.hash_info for out in stage.outs)}
-    return {stage.name for stage in stages}, ran
+    ran = {name for name in stages if any(out.hash_info for out in stages[name].outs)}
+    return set(stages), ran
 
 
 def check_lock(pipeline: Pipeline) -> list[Finding]:
     """That each entry of dvc.lock is what its stage would be run with now."""
     why, unknown = defaultdict(list), []
-    for name in pipeline.stages:
-        if name not in pipeline.ran:
-            continue
+    for name in pipeline.ran:
         stage = pipeline.stages[name]
         if stage.frozen:
             why[
@@ -302,9 +304,7 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
                     why[reason].append(name)
             except LookupError:
                 unknown.append(str(dep))
-    found = [
-        Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
-    ]
+    found = to_rerun(why)
     if unknown:
         what = f"not compared, as their folders' listings are missing: {some(unknown)}"
         found.append(Finding("note", what, "`dvc pull`, or a remote, brings them."))
@@ -332,33 +332,48 @@ def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
 def mixed_entries(merge: str, ours: str, theirs: str) -> dict[str, Any]:
     """The entries of a merge commit's dvc.lock that git made of both parents'.
 
-    Empty if it was merged by the driver, or by people, who ran what they changed.
+    Others may have been put together by people, who ran what they changed. What both changed, the
+    driver leaves out, so that it stands behind all others when it has been run.
     """
     try:
         bases = git("merge-base", ours, theirs).splitlines()  # of several, git merges these first
         commits = (bases[0], ours, theirs, merge)
         began, *sides, merged = (Commit(each, each).read(LOCK) or b"" for each in commits)
-        if merged != merged_by_lines(began, *sides):
-            return {}
         entries, *known = (parse_lock(data, str(LOCK)) for data in (merged, *sides))
     except StageError:  # a shallow clone; or one of them is damaged, which is told where it counts
         return {}
+    new = {n: entry for n, entry in entries.items() if entry not in [s.get(n) for s in known]}
+    last = max((place for place, name in enumerate(entries) if name not in new), default=-1)
+    run_since = list(entries)[last + 1 :]
     return {
         name: entry
-        for name, entry in entries.items()
-        if entry not in [side.get(name) for side in known]
+        for text in merged_by_lines(began, *sides)
+        for name, entry in new.items()
+        if (text == merged or name not in run_since) and entry in versions(text, name)
     }
 
 
-def merged_by_lines(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
-    """What git makes of three versions of a file; None if they conflict."""
+def versions(text: bytes, name: str) -> Iterator[Any]:
+    """A stage's entry in a dvc.lock, or both sides' where they conflict as a whole."""
+    entry = rb"^  %b:\n(?:    .*\n)+" % re.escape(name.encode())
+    for found in re.findall(entry, text, re.MULTILINE):
+        with contextlib.suppress(StageError):  # it conflicts within
+            yield parse_lock(b"schema: '2.0'\nstages:\n" + found, str(LOCK))[name]
+
+
+def merged_by_lines(base: bytes, ours: bytes, theirs: bytes) -> Iterator[bytes]:
+    """What git may make of three versions of a file, with its marks where they conflict.
+
+    A merge looks for differences in another way than `git merge-file` does, unless it is told to:
+    by git 2.44 and later.
+    """
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("ours", "base", "theirs")]
         for path, data in zip(paths, (ours, base, theirs), strict=True):
             path.write_bytes(data)
-        command = ["git", "merge-file", "--stdout", *map(str, paths)]
-        asked = subprocess.run(command, capture_output=True, check=False)
-    return None if asked.returncode else asked.stdout
+        for options in ([], ["--diff-algorithm=histogram"]):
+            command = ["git", "merge-file", "--stdout", *options, *map(str, paths)]
+            yield subprocess.run(command, capture_output=True, check=False).stdout
 
 
 def changed(pipeline: Pipeline, dep: Any) -> Iterator[str]:
@@ -510,7 +525,7 @@ def check_results(pipeline: Pipeline) -> list[Finding]:
             what = (
                 f"{out} is missing"
                 if "deleted" in status.values()
-                else (f"{out} is not what {name} wrote, by dvc.lock")
+                else f"{out} is not what {name} wrote, by dvc.lock"
             )
             advice = f"`git checkout -- {out}` takes the committed one; `dvc repro {name}`."
             found.append(Finding("failure", what, advice))
@@ -602,7 +617,7 @@ def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
 
 
 def cannot_ask(name: str, error: Exception) -> Finding:
-    text = re.sub("//[^/@]*@", "//", f"{type(error).__name__}: {error}")  # no passwords
+    text = without_passwords(f"{type(error).__name__}: {error}")
     advice = "Check network, address and credentials; `make doctor`."
     return Finding("failure", f"remote {name} cannot be queried: {text}", advice)
 
@@ -645,6 +660,13 @@ def chance_of_seeds(before: dict[str, Any], after: dict[str, Any]) -> float:
     """
     seeds = sum(1 / (metrics.get("seeds") or 1) for metrics in (before, after))
     return 200 * (before.get("accuracy_std") or 0.0) * math.sqrt(seeds)
+
+
+def to_rerun(why: dict[str, list[str]]) -> list[Finding]:
+    """A failure for each reason that some stages have to be run again."""
+    return [
+        Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
+    ]
 
 
 def repro(names: list[str]) -> str:

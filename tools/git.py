@@ -1,5 +1,6 @@
 """What git says."""
 
+import re
 import subprocess
 
 from stages.shared.stage import StageError
@@ -18,3 +19,16 @@ def git(*arguments: str) -> str:
     if asked.returncode:
         raise StageError(f"git {arguments[0]} failed: {asked.stderr.strip() or 'no message'}.")
     return asked.stdout.strip("\n")
+
+
+def identity() -> dict[str, str]:
+    """Who commits here, as environment variables, for clones that lack this one's settings.
+
+    Raises:
+        StageError: if git does not know; it says how to tell it.
+    """
+    found = re.fullmatch(r"(.*) <(.*)> \d+ [-+]\d+", git("var", "GIT_COMMITTER_IDENT"))
+    if not found:
+        raise StageError("git must know who commits: `git config user.name` and `user.email`.")
+    who = dict(zip(("NAME", "EMAIL"), found.groups(), strict=True))
+    return {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}

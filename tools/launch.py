@@ -14,11 +14,13 @@ import argparse
 import signal
 import sys
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stages.shared import params
-from stages.shared.stage import duration, outputs, run
+from stages.shared.stage import StageError, duration, outputs, run
 from tools import cluster, local, node, pipeline
 from tools.display import WORDS, Display
 from tools.pipeline import Step
@@ -200,9 +202,7 @@ class Nodes:
             "inputs": step.inputs,
             "files": node.contents(Path(), step.small_inputs),
             "entries": {name: entries[name] for name in step.upstream if name in entries},
-            "url": self.source.url,
-            "revision": self.source.revision,
-            "remote": self.source.remote,
+            **asdict(self.source),
         }
         return self.connection.run_on_node(job)
 
@@ -248,6 +248,7 @@ class Launch:
         self.waiting = list(outdated)
         self.running: dict[Any, str] = {}
         self.state: dict[str, str] = {}  # ran, unchanged, failed or skipped
+        self.failed: dict[str, str] = {}  # why, or where that stands
         self.begin = time.monotonic()
         self.display = Display(len(outdated))
 
@@ -276,27 +277,33 @@ class Launch:
                 self.end(name, "skipped")
             elif self.jobs is not None and len(self.running) >= self.jobs:
                 continue
-            elif not any(
-                each in self.waiting or each in self.running.values() for each in upstream
-            ):
+            elif not {*self.waiting, *self.running.values()}.intersection(upstream):
                 self.start(name)
 
     def start(self, name: str) -> None:
         step = self.steps[name]
-        if self.state.keys() & set(step.upstream) and not self.where.is_outdated(step):
-            self.end(name, "unchanged")
+        try:
+            if self.state.keys() & set(step.upstream) and not self.where.is_outdated(step):
+                self.end(name, "unchanged")
+                return
+            LOGS.mkdir(parents=True, exist_ok=True)
+            self.log(name).unlink(missing_ok=True)
+            reference = self.where.start(step, self.log(name))
+        except (StageError, OSError) as error:  # others may go on
+            self.end(name, "failed", str(error))
             return
-        LOGS.mkdir(parents=True, exist_ok=True)
-        self.log(name).unlink(missing_ok=True)
         self.waiting.remove(name)
-        self.running[self.where.start(step, self.log(name))] = name
+        self.running[reference] = name
         self.display.started(name)
 
     def conclude(self, reference: Any) -> None:
         """Takes a stage's outcome."""
         name = self.running.pop(reference)
         outcome = self.where.connection.outcome(reference)
-        self.where.collect(self.steps[name], outcome, self.log(name))
+        try:
+            self.where.collect(self.steps[name], outcome, self.log(name))
+        except (StageError, OSError) as error:  # others may go on
+            outcome |= {"code": 1, "error": str(error)}
         state = "failed" if outcome["code"] else "ran" if outcome["ran"] else "unchanged"
         self.end(name, state, outcome.get("error", ""))
 
@@ -304,22 +311,22 @@ class Launch:
         if name in self.waiting:
             self.waiting.remove(name)
         self.state[name] = state
-        self.display.ended(name, state, error or (self.log(name) if state == "failed" else ""))
+        if state == "failed":
+            self.failed[name] = error or str(self.log(name))
+        self.display.ended(name, state, self.failed.get(name, ""))
 
     def log(self, name: str) -> Path:
         return LOGS / f"{name}.log"
 
     def summary(self) -> int:
         """Prints what came of it; returns the exit status."""
-        names: dict[str, list[str]] = {state: [] for state in WORDS}
-        for name, state in self.state.items():
-            names[state].append(name)
-        counts = [f"{len(found)} {state}" for state, found in names.items() if found]
+        numbers = Counter(self.state.values())
+        counts = [f"{numbers[state]} {state}" for state in WORDS if numbers[state]]
         took = duration(time.monotonic() - self.begin)
         print(f"launch: {len(self.state)} stages in {took}: {', '.join(counts)}.")
-        for name in names["failed"]:
-            print(f"  {name} failed: {self.log(name)}", file=sys.stderr)
-        return 1 if names["failed"] else 0
+        for name, why in self.failed.items():
+            print(f"  {name} failed: {why}", file=sys.stderr)
+        return 1 if self.failed else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -147,15 +147,10 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 def end_processes(processes: list[psutil.Process]) -> None:
     """Ends processes, gently first."""
     for process in processes:
-        _signal(process, "terminate")
+        with suppress(psutil.Error):
+            process.terminate()
     _, alive = psutil.wait_procs(processes, ENDING_SECONDS)
     for process in alive:
-        _signal(process, "kill")
+        with suppress(psutil.Error):
+            process.kill()
     psutil.wait_procs(alive, ENDING_SECONDS)
-
-
-def _signal(process: psutil.Process, how: str) -> None:
-    try:
-        getattr(process, how)()
-    except psutil.Error:
-        return

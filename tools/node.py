@@ -22,7 +22,7 @@ from typing import IO, Any
 ATTEMPTS = 5
 TELL_SECONDS = 1.0
 TAIL_BYTES = 4096
-BUSY = (b"Unable to acquire lock", b"is being blocked by")
+BUSY = (b"Unable to acquire lock", b"is being blocked by", b"index.lock")  # the last is git's
 SETTINGS = {
     "VERBOSE": "1",
     "PYTHONUNBUFFERED": "1",
@@ -52,7 +52,8 @@ def run_here(job: dict[str, Any]) -> dict[str, Any]:
             its `environment` has besides ours, if anything.
 
     Returns:
-        `code`: 0 if all went well; `ran`: whether its command was started.
+        `code`: 0 if all went well; `ran`: whether its command was started; `error`: what to do
+        about a result that was not recorded, or empty.
     """
     root, log = Path(job["root"]), Path(job["root"], job["log"])
     with open(log, "w+b") as file:
@@ -69,8 +70,8 @@ def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
             its `inputs` (paths to pull), `files` (contents by path) and `small_outs` (paths).
 
     Returns:
-        As `run_here`; besides the `log`'s bytes, the stage's `entry` in dvc.lock, and the contents
-        of the small outputs as `files`.
+        `code` and `ran` as `run_here`; the `log`'s bytes, the stage's `entry` in dvc.lock, and the
+        contents of the small outputs as `files`.
     """
     outcome: dict[str, Any] = {"code": 1, "ran": False}
     find_python()
@@ -102,10 +103,12 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     Args:
         job: the experiment's `name`, the `changes` to params.yaml (values by dotted key), `stage`,
             `inputs`, `small_outs`, `url`, `revision` and `remote` as of `run_on_node`, and where
-            clones are made (`folder`) with which DVC `cache`; None on another machine.
+            clones are made (`folder`) with which DVC `cache`; None on another machine. Also who
+            commits (`identity`, as git's environment variables), and perhaps its `environment` as
+            of `run_here`.
 
     Returns:
-        `code`, `log` and `files` as `run_on_node`.
+        `code`, `log` and `files` as `run_on_node`, `error` as `run_here`.
     """
     import filelock
 
@@ -123,21 +126,22 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     guard = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))  # of another sweep's trial
     with guard, open(log, "w+b") as file:
         shutil.rmtree(folder, ignore_errors=True)  # what an earlier sweep left
-        code = int(not clone(folder, job["url"], job["revision"], job["cache"], file))
+        cache = job["cache"] or str(base / "cache")
+        code = int(not clone(folder, job["url"], job["revision"], cache, file))
         if code == 0:
             change(folder / "params.yaml", job["changes"])
         if code == 0 and not job["cache"]:  # to be told now, and not after hours of training
             push = ("push", "--dry-run", "--quiet", "origin", f"HEAD:refs/exps/{job['name']}")
             code = git(file, "-C", str(folder), *push)
-        trained = False
+        environment = job["identity"] | job.get("environment", {})
+        for command in ([*fetch, *job["inputs"]], ["repro", *only, job["stage"]]):
+            code = code or dvc(folder, file, *command, environment=environment)
+        trained = code == 0
         for command in (
-            [*fetch, *job["inputs"]],
-            ["repro", *only, job["stage"]],
-            ["exp", "save", "--force", "--name", job["name"], *untracked, job["stage"]],
-            ["exp", "push", "--force", *share, "origin", job["name"]],
+            ["save", "--force", "--name", job["name"], *untracked, job["stage"]],
+            ["push", "--force", *share, "origin", job["name"]],
         ):
-            code = code or dvc(folder, file, *command, environment=job.get("environment"))
-            trained |= command[0] == "repro" and code == 0
+            code = code or dvc(folder, file, "exp", *command, environment=environment)
         found, error = contents(folder, job["small_outs"]), ""
         if trained and code:
             save = f"`dvc exp save --force --name {job['name']}`"
@@ -250,11 +254,10 @@ def checkout(base: Path, url: str, revision: str, log: IO[bytes]) -> Path | None
         return folder if clone(folder, url, revision, str(base / "cache"), log) else None
 
 
-def clone(folder: Path, url: str, revision: str, cache: str | None, log: IO[bytes]) -> bool:
+def clone(folder: Path, url: str, revision: str, cache: str, log: IO[bytes]) -> bool:
     """Clones a revision, whole or not at all, with a DVC cache that others use too."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    cache = cache or str(folder.parents[1] / "cache")
     code = (
         git(log, "clone", "--quiet", "--no-checkout", url, str(partial))
         or git(log, "-C", str(partial), "checkout", "--quiet", "--detach", revision)
@@ -267,10 +270,14 @@ def clone(folder: Path, url: str, revision: str, cache: str | None, log: IO[byte
 
 def git(log: IO[bytes], *arguments: str) -> int:
     """Runs a git command; returns its exit status."""
-    shown = re.sub("//[^/@]*@", "//", " ".join(arguments))  # no passwords
-    log.write(f"> git {shown}\n".encode())
+    log.write(f"> git {without_passwords(' '.join(arguments))}\n".encode())
     log.flush()
     return subprocess.run(["git", *arguments], stdout=log, stderr=log).returncode
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses lack what stands before an @."""
+    return re.sub("//[^/@]*@", "//", text)
 
 
 def change(path: Path, values: dict[str, Any]) -> None:
@@ -324,6 +331,7 @@ def hand_over(folder: Path, job: dict[str, Any]) -> None:
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.is_file() or file.read_bytes() != content:
+                file.unlink(missing_ok=True)  # it may be a link into DVC's cache
                 file.write_bytes(content)
         with modify_yaml(str(folder / "dvc.lock")) as lock:
             lock.setdefault("schema", "2.0")
@@ -365,11 +373,10 @@ def last_line(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+    return lines[-1].strip() if lines else ""
 
 
 def results(folder: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
 
     Args:
         targets: as for `dvc repro`.
-        put: first puts the outputs of dvc.lock where others lie, such as another branch's. DVC may
-            run a stage again for that alone, if others ran it.
+        put: first puts the outputs of dvc.lock where others lie, such as another branch's, and
+            those that lie there into DVC's cache, if it lost them. DVC may run a stage again for
+            that alone.
 
     A process of its own looks: what DVC notes of who reads what may outlive a process that was kept
     from taking the note back, and a launch goes on for hours.
@@ -63,6 +64,8 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
     found = json.loads(done.stdout.splitlines()[-1])
     if found["put"]:
         print(f"Put in place from DVC's cache: {', '.join(found['put'])}.")
+    if found["saved"]:
+        print(f"Put into DVC's cache, which had lost them: outputs of {', '.join(found['saved'])}.")
     return {each["name"]: Step(**each) for each in found["steps"]}, found["outdated"]
 
 
@@ -75,12 +78,11 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", help="as for `dvc repro`")
     parser.add_argument("--put", action="store_true", help="put outputs in place first")
     args = parser.parse_args()
-    targets = args.targets
     with opened() as repo:
-        wanted = collect_stages(repo, targets) if targets else list(repo.index.stages)
+        wanted = collect_stages(repo, args.targets) if args.targets else list(repo.index.stages)
         graph = get_active_graph(repo.index.graph)
         order = plan_repro(graph, wanted)
-        outdated, put = set(), []
+        outdated, put, saved = set(), [], []
         with lock_repo(repo):  # no stage begins meanwhile
             for stage in order:
                 changes = _changes(stage)
@@ -89,6 +91,10 @@ def main() -> None:
                         repo.checkout([stage.addressing], allow_missing=True)
                         put.append(stage.addressing)
                     changes = _changes(stage)
+                elif args.put and _is_lost(stage, changes):
+                    stage.commit()
+                    saved.append(stage.addressing)
+                    changes = _changes(stage)
                 if changes:
                     outdated.add(stage)
         for stage in order:
@@ -96,7 +102,7 @@ def main() -> None:
                 outdated.add(stage)
         steps = [asdict(_step(stage, list(graph.successors(stage)))) for stage in order]
         names = [stage.addressing for stage in order if stage in outdated]
-    print(json.dumps({"steps": steps, "outdated": names, "put": put}))
+    print(json.dumps({"steps": steps, "outdated": names, "put": put, "saved": saved}))
 
 
 def _step(stage: Any, upstream: list[Any]) -> Step:
@@ -142,9 +148,21 @@ def _is_moved(changes: list[Any]) -> bool:
     If anything else is, what lies there may be this stage's, and not recorded yet; where nothing
     lies, it may be running.
     """
+    return "modified" in _changed_outs(changes)
+
+
+def _is_lost(stage: Any, changes: list[Any]) -> bool:
+    """Whether all that is wrong is that DVC's cache lacks outputs which lie where they should."""
+    return "not in cache" in _changed_outs(changes) and not any(
+        out.workspace_status() for out in stage.outs
+    )
+
+
+def _changed_outs(changes: list[Any]) -> set[str]:
+    """How outputs have changed, if nothing else has."""
     outs = [each.get("changed outs", {}) for each in changes if isinstance(each, dict)]
-    is_all = 0 < len(changes) == len(outs) and all(outs)
-    return is_all and any("modified" in each.values() for each in outs)
+    is_all = len(changes) == len(outs) and all(outs)
+    return {how for each in outs for how in each.values()} if is_all else set()
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:

@@ -84,29 +84,11 @@ def main() -> None:
 
 def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
     several = len(revs) > 1
+    base = revs[0] if several else None
     by_dataset: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_dataset[result.dataset].append(result)
-    datasets: list[dict[str, Any]] = []
-    specs: dict[str, Any] = {}
-    for dataset, members in by_dataset.items():
-        order = list(dict.fromkeys(result.variant for result in members))
-        members.sort(key=lambda result: order.index(result.variant))  # its revisions together
-        with_metrics = [result for result in members if result.metrics]
-        pairs, note = comparisons(with_metrics, revs[0] if several else None)
-        evaluated = sorted(with_metrics, key=lambda result: -result.metrics["accuracy"])
-        charts = make_charts(dataset, evaluated, several)
-        specs |= {chart["id"]: chart.pop("spec") for chart in charts}
-        datasets.append(
-            {
-                "name": dataset,
-                "rows": [cells(result, several) for result in members],
-                "charts": charts,
-                "comparisons": pairs,
-                "comparison_note": note,
-                "galleries": galleries(folder, dataset, evaluated, several),
-            }
-        )
+    datasets = [section(folder, name, members, base) for name, members in by_dataset.items()]
     labelled = {label(result, several): result for result in results}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
@@ -128,13 +110,33 @@ def write(folder: Path, revs: list[Revision], results: list[Result]) -> None:
             for name, result in labelled.items()
             if result.record
         ],
-        specs=specs,
+        specs={chart["id"]: chart["spec"] for each in datasets for chart in each["charts"]},
         flat={
             name: {key: json.dumps(value) for key, value in leaves(result.parameters)}
             for name, result in labelled.items()
         },
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def section(
+    folder: Path, dataset: str, results: list[Result], base: Revision | None
+) -> dict[str, Any]:
+    """All that the page shows of a dataset; copies its figures into the folder."""
+    several = base is not None
+    order = list(dict.fromkeys(result.variant for result in results))
+    results = sorted(results, key=lambda each: order.index(each.variant))  # revisions together
+    with_metrics = [result for result in results if result.metrics]
+    evaluated = sorted(with_metrics, key=lambda result: -result.metrics["accuracy"])
+    pairs, note = comparisons(with_metrics, base)
+    return {
+        "name": dataset,
+        "rows": [cells(result, several) for result in results],
+        "charts": make_charts(dataset, evaluated, several),
+        "comparisons": pairs,
+        "comparison_note": note,
+        "galleries": galleries(folder, dataset, evaluated, several),
+    }
 
 
 def label(result: Result, several: bool) -> str:
@@ -205,35 +207,22 @@ def comparisons(results: list[Result], base: Revision | None) -> tuple[list[dict
     missing = [label(result, several) for result in results if result.predictions is None]
     if not there:
         return [], ""
-    if several:
-        of_base = {result.variant: result for result in there if result.revision is base}
-        pairs = [
-            (each, of_base[each.variant])
-            for each in there
-            if each.revision is not base and each.variant in of_base
-        ]
-    else:
-        there.sort(key=lambda result: -result.metrics["accuracy"])
-        pairs = [(there[0], each) for each in there[1:]]
-    same, alike, other = [], [], []
-    for a, b in pairs:
+    rows: list[dict[str, Any]] = []
+    alike, other = [], []
+    for a, b in to_compare(there, base):
+        labels = {"a": label(a, several), "b": label(b, several)}
         one, two = compare.load(a), compare.load(b)
         if one.images != two.images:
-            other.append(label(a, several))
+            other.append(labels["a"])
         elif several and np.array_equal(one.right, two.right):
-            alike.append(label(a, several))
+            alike.append(labels["a"])
         else:
-            same.append((a, b, compare.compare(one.right, two.right)))
+            rows.append(labels | compare.compare(one.right, two.right))
     # Enough though the best was chosen on these images, as what is claimed is that others are not
     # the best (Edwards and Hsu 1983).
-    count = len(same)
-    rows = [
-        {"a": label(a, several), "b": label(b, several)}
-        | found
-        | {"verdict": compare.verdict(found, count)}
-        for a, b, found in same
-    ]
-    notes = [comparison_note(rows, count, several)] if rows else []
+    for row in rows:
+        row["verdict"] = compare.verdict(row, len(rows))
+    notes = [comparison_note(rows, several)] if rows else []
     notes += [
         f"{what}: {', '.join(names)}."
         for what, names in (
@@ -246,13 +235,23 @@ def comparisons(results: list[Result], base: Revision | None) -> tuple[list[dict
     return rows, " ".join(notes)
 
 
-def comparison_note(rows: list[dict[str, Any]], count: int, several: bool) -> str:
+def to_compare(there: list[Result], base: Revision | None) -> list[tuple[Result, Result]]:
+    """The best with each other one; of several revisions, each variant with its own in the base."""
+    if base is None:
+        best, *others = sorted(there, key=lambda result: -result.metrics["accuracy"])
+        return [(best, each) for each in others]
+    of_base = {result.variant: result for result in there if result.revision is base}
+    others = [each for each in there if each.revision is not base]
+    return [(each, of_base[each.variant]) for each in others if each.variant in of_base]
+
+
+def comparison_note(rows: list[dict[str, Any]], several: bool) -> str:
     how = "Each variant against the first revision's" if several else "The best against each other"
     best = "" if several else " 'Better' than another means that the other is not the best."
     note = (
         f"{how}, on the same test images. The interval and p are for other test images and, with "
         "several seeds, for other seeds too (t-test; with one seed each, exact McNemar test). "
-        f"Verdicts alone are corrected for the number of comparisons, {count}.{best}"
+        f"Verdicts alone are corrected for the number of comparisons, {len(rows)}.{best}"
     )
     if any(row["only_a_right"] is not None for row in rows):
         note += (
@@ -330,15 +329,18 @@ def told(encoding: dict[str, Any]) -> dict[str, Any]:
     return {"mark": mark | {"tooltip": {"content": "data"}}, "encoding": encoding}
 
 
-def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
+MEASURES = {
+    "accuracy": "Training accuracy, on augmented images",
+    "loss": "Training loss, as the recipe defines it",
+    "val_accuracy": "Validation accuracy",
+    "val_loss": "Validation loss",
+}
+
+
+def curves(results: list[Result]) -> list[dict[str, Any]]:
+    """Each epoch's means over the seeds, of what is a number."""
     values: list[dict[str, Any]] = []
-    titles = {
-        "accuracy": "Training accuracy, on augmented images",
-        "loss": "Training loss, as the recipe defines it",
-        "val_accuracy": "Validation accuracy",
-        "val_loss": "Validation loss",
-    }
-    for result, (column, title) in itertools.product(results, titles.items()):
+    for result, (column, title) in itertools.product(results, MEASURES.items()):
         found: dict[int, list[float]] = defaultdict(list)
         for row in result.curves:
             if math.isfinite(float(row.get(column) or "nan")):
@@ -353,7 +355,12 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
             }
             for epoch, each in sorted(found.items())
         ]
-    there = [t for t in titles.values() if any(value["measure"] == t for value in values)]
+    return values
+
+
+def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
+    values = curves(results)
+    there = [t for t in MEASURES.values() if any(value["measure"] == t for value in values)]
     few = max((value["epoch"] for value in values), default=0) <= FEW_EPOCHS
     place = {
         "x": {

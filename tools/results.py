@@ -285,16 +285,11 @@ class Result:
             raise StageError(
                 f"{path} must be what evaluate writes. Received: {error!r}. Run `dvc repro`."
             ) from None
-        images = [
-            tuple((index, true) for index, (true, _) in sorted(seed.items()))
-            for seed in found.values()
-        ]
+        seeds = [sorted(each.items()) for each in found.values()]
+        images = [tuple((index, true) for index, (true, _) in seed) for seed in seeds]
         if not found or len(set(images)) > 1:
             raise StageError(f"{path} must have the same images for each seed. Run `dvc repro`.")
-        right = [
-            [true == predicted for _, (true, predicted) in sorted(seed.items())]
-            for seed in found.values()
-        ]
+        right = [[true == predicted for _, (true, predicted) in seed] for seed in seeds]
         self._check_run(path, [float(np.mean(row)) for row in right])
         return Predictions(images[0], np.array(right))
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from stages.shared import params
 from stages.shared.stage import StageError
 from tools import cluster, local, node
 from tools.display import Display
+from tools.git import identity
 from tools.pipeline import Step
 
 LOGS = Path("logs/sweeps")
@@ -115,18 +116,19 @@ class Sweep:
             raise StageError("--seeds sets the seeds of all trials: omit it to sweep over seeds.")
         self.step = steps[f"train@{self.variant}"]
         self.space, self.seeds = space, seeds
-        grid = {key: range(len(v)) for key, v in space.items() if isinstance(v, list)}
-        if trials is None and len(grid) < len(space):
+        lists = [each for each in space.values() if isinstance(each, list)]
+        self.is_finite = len(lists) == len(space)
+        if trials is None and not self.is_finite:
             raise StageError("A range needs --trials N: how many trials to run.")
-        combinations = int(np.prod([len(each) for each in grid.values()]))
-        if trials is not None and len(grid) == len(space) and trials >= combinations:
+        combinations = math.prod(map(len, lists))
+        if trials is not None and self.is_finite and trials >= combinations:
             trials = None  # all of them
         self.count = trials or combinations
         sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=STARTUP_TRIALS)
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         if trials is None:
-            for combination in itertools.product(*grid.values()):
-                self.study.enqueue_trial(dict(zip(grid, combination, strict=True)))
+            for places in self.combinations():
+                self.study.enqueue_trial(places)
         self.interrupted = False
         self.asked: dict[str, float | None] = {}  # what came of each trial's name, once it is known
         self.check_all()
@@ -138,7 +140,7 @@ class Sweep:
         """
         ends = {k: v if isinstance(v, list) else [v.low, v.high] for k, v in self.space.items()}
         first = {key: values[0] for key, values in ends.items()}
-        if np.prod([len(values) for values in ends.values()]) <= CHECKED:
+        if math.prod(map(len, ends.values())) <= CHECKED:
             combinations = itertools.product(*ends.values())
             tried = [dict(zip(ends, each, strict=True)) for each in combinations]
         else:
@@ -184,7 +186,7 @@ class Sweep:
         """
         for _ in range(REPEATS):
             trial = self.study.ask()
-            values = {key: _suggest(trial, key, each) for key, each in self.space.items()}
+            values = self.values(trial)
             name = self.name(values)
             if name not in self.asked:
                 self.asked[name] = None
@@ -196,20 +198,25 @@ class Sweep:
 
     def untried(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
         """A combination that Optuna repeats others for; None if there is no such, or of ranges."""
-        lists = {key: each for key, each in self.space.items() if isinstance(each, list)}
-        if len(lists) < len(self.space):
+        if not self.is_finite:
             return None
-        for places in itertools.product(*(range(len(each)) for each in lists.values())):
-            chosen = dict(zip(lists, places, strict=True))
-            values = {key: lists[key][place] for key, place in chosen.items()}
-            if self.name(values) not in self.asked:
-                self.asked[self.name(values)] = None
-                self.study.enqueue_trial(chosen)
+        for places in self.combinations():
+            name = self.name(self.values(optuna.trial.FixedTrial(places)))
+            if name not in self.asked:
+                self.asked[name] = None
+                self.study.enqueue_trial(places)
                 trial = self.study.ask()
-                for key, each in self.space.items():
-                    _suggest(trial, key, each)
-                return trial, values
+                return trial, self.values(trial)
         return None
+
+    def combinations(self) -> Iterator[dict[str, int]]:
+        """All of the listed values, by their positions: Optuna takes no lists as values."""
+        lists = {key: range(len(v)) for key, v in self.space.items() if isinstance(v, list)}
+        for places in itertools.product(*lists.values()):
+            yield dict(zip(lists, places, strict=True))
+
+    def values(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        return {key: _suggest(trial, key, each) for key, each in self.space.items()}
 
     def name(self, values: dict[str, Any]) -> str:
         """An experiment's name, such as `cifar10-lenet_learning_rate-0.05`."""
@@ -243,7 +250,7 @@ class Sweep:
                     trial, found = running.pop(reference)
                     found |= self.conclude(trial, connection.outcome(reference), found["name"])
                     if not (found["error"] or source.cache):
-                        found["error"] = pull(found["name"], source.remote)
+                        found["error"] = pull(found["name"], source)
                     detail = found["error"] or f"{np.mean(found['accuracies']):.2%}"
                     display.ended(found["name"], "failed" if found["error"] else "ran", detail)
                     done.append(found)
@@ -268,13 +275,10 @@ class Sweep:
             "name": name,
             "stage": self.step.name,
             "changes": values | self.fixed(),
+            "identity": identity(),
             "inputs": list(self.step.inputs),
             "small_outs": list(self.step.small_outs),
-            "url": source.url,
-            "revision": source.revision,
-            "remote": source.remote,
-            "folder": source.folder,
-            "cache": source.cache,
+            **asdict(source),
         }
 
     def conclude(self, trial: optuna.Trial, outcome: dict[str, Any], name: str) -> dict[str, Any]:
@@ -330,7 +334,7 @@ def the_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> st
     return found[0]
 
 
-def _suggest(trial: optuna.Trial, key: str, values: list[Any] | Range) -> Any:
+def _suggest(trial: optuna.trial.BaseTrial, key: str, values: list[Any] | Range) -> Any:
     if isinstance(values, list):  # by position: Optuna takes no lists as values
         return values[trial.suggest_categorical(key, list(range(len(values))))]
     if isinstance(values.low, int) and isinstance(values.high, int):
@@ -362,12 +366,14 @@ def validation_accuracies(files: dict[str, bytes], paths: list[str]) -> list[flo
     ]
 
 
-def pull(name: str, remote: str | None) -> str:
+def pull(name: str, source: cluster.Source) -> str:
     """Brings an experiment that a node has pushed here; returns what is wrong, if anything is."""
-    arguments = ["--remote", remote] if remote else []
-    command = [sys.executable, "-m", "dvc", "exp", "pull", "--force", *arguments, "origin", name]
+    arguments = ["--remote", source.remote] if source.remote else []
+    # The whole name: an earlier commit may have one of the same, and HEAD may have moved since.
+    ref = f"refs/exps/{source.revision[:2]}/{source.revision[2:]}/{name}"
+    command = [sys.executable, "-m", "dvc", "exp", "pull", "--force", *arguments, "origin", ref]
     done = subprocess.run(command, capture_output=True, text=True)
-    return f"`dvc exp pull origin {name}`: {done.stderr.strip()}" if done.returncode else ""
+    return f"`dvc exp pull origin {ref}`: {done.stderr.strip()}" if done.returncode else ""
 
 
 def report(done: list[dict[str, Any]]) -> int:

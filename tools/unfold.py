@@ -8,6 +8,7 @@ merge. A hook does this before commits.
 
 import argparse
 import re
+from collections import Counter
 
 from stages.shared import params
 from stages.shared.stage import StageError, outputs, run
@@ -23,12 +24,12 @@ def main() -> None:
         partial.write_bytes(params.PATH.read_bytes())
         node.change(partial, {})
         before, after = (
-            sorted(COMMENT.findall(path.read_text())) for path in (params.PATH, partial)
+            Counter(COMMENT.findall(path.read_text())) for path in (params.PATH, partial)
         )
-        if lost := [text for text in before if before.count(text) > after.count(text)]:
+        if lost := before - after:
             raise StageError(
                 "A comment within braces or brackets would be lost: put it above the entry, on a "
-                f"line of its own. Received: '{lost[0].strip()}'."
+                f"line of its own. Received: '{next(iter(lost)).strip()}'."
             )
 
 
