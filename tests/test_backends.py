@@ -1,6 +1,7 @@
 """The same training on JAX and PyTorch: same draws, same network, the same bytes twice.
 
-TensorFlow is what is documented; the others are run where they are installed (.ci/run does).
+TensorFlow is what is documented. `python -m pytest -m backends` runs the others that are installed;
+.ci/run installs them.
 """
 
 import importlib.util

@@ -498,6 +498,8 @@ def test_a_lock_file_with_conflicts_is_merged_again(workspace: Path) -> None:
     merge = ["git", "merge", "--allow-unrelated-histories", "ours"]
     assert subprocess.run(merge, capture_output=True).returncode == 1
     assert "git checkout --merge dvc.lock" in only(doctor.check_lock_file(workspace), "error")
+    subprocess.run(["git", "config", "merge.dvc-lock.driver", "false"], check=True)
+    assert "git checkout --ours dvc.lock" in only(doctor.check_lock_file(workspace), "error")
 
 
 def test_a_lock_file_that_dvc_may_be_writing_is_left_alone(

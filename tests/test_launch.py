@@ -594,10 +594,11 @@ class Stages:
         unchanged: str = "",
         unknown: str = "",
         uncollected: str = "",
+        lost: str = "",
     ) -> None:
         self.connection = SimpleNamespace(jobs=jobs, finished=self.finished, outcome=self.outcome)
         self.failing, self.unchanged = failing, unchanged
-        self.unknown, self.uncollected = unknown, uncollected
+        self.unknown, self.uncollected, self.lost = unknown, uncollected, lost
         self.together: list[str] = []
         self.asked = ""
 
@@ -622,6 +623,8 @@ class Stages:
         return names[:1]
 
     def outcome(self, name: str) -> dict[str, Any]:
+        if name in self.lost:
+            raise OSError("no process can be started")
         return {"code": int(name in self.failing), "ran": True}
 
 
@@ -636,6 +639,7 @@ class Stages:
         (Stages(unchanged="bc"), ["ae", "ed", "d"], 0),
         (Stages(unknown="b"), ["ae", "ec", "c"], 1),
         (Stages(uncollected="e"), ["ae", "ebc", "bc", "c", "d"], 1),
+        (Stages(lost="b"), ["ae", "ebc", "bc", "c"], 1),
     ],
 )
 def test_a_stage_starts_as_soon_as_all_that_it_depends_on_is_done(
@@ -657,6 +661,10 @@ def test_why_a_stage_failed_is_told_in_the_end(
     launch.Launch(DIAMOND, list(DIAMOND), Stages(failing="a", uncollected="e")).run()
     said = capsys.readouterr().err
     assert said == "  a failed: logs/launch/a.log\n  e failed: the disk is full\n"
+    stages: Any = Stages(uncollected="a")
+    stages.start = lambda step, log: log.write_text(step.name) and step.name
+    launch.Launch(DIAMOND, ["a"], stages).run()
+    assert capsys.readouterr().err == "  a failed: logs/launch/a.log: the disk is full\n"
 
 
 def test_a_stage_is_tried_again_while_git_writes_its_index(

@@ -439,6 +439,8 @@ def check_lock_file(folder: Path) -> list[Finding]:
             pass  # no DVC command has ever been at work here
     if not whole and ask(folder, "git", "ls-files", "--unmerged", "--", "dvc.lock").stdout:
         advice = "`make setup-git && git checkout --merge dvc.lock && git add dvc.lock`."
+        if ask(folder, "git", "config", "merge.dvc-lock.driver").returncode == 0:
+            advice = "Take one side's: `git checkout --ours dvc.lock`, and `dvc repro`."
         return [Finding("error", "dvc.lock has conflicts of a merge", advice)]
     if not whole:
         advice = "`git checkout -- dvc.lock`, then `dvc repro`."

@@ -29,7 +29,7 @@ from typing import Any
 
 from stages.shared import params
 from stages.shared.stage import StageError, run
-from tools import changes, doctor
+from tools import changes, doctor, merge_lock
 from tools.doctor import Finding, some
 from tools.git import git
 from tools.node import without_passwords
@@ -324,7 +324,7 @@ def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         entries = mixed_entries(*merge.split())
         mixed |= dict.fromkeys(name for name in entries if entries[name] == now.get(name))
     names = [name for name in mixed if name in pipeline.stages]
-    what = f"{some(names)}: git mixed two branches' entries in dvc.lock; this was never run"
+    what = f"{some(names)}: git mixed two branches' entries in dvc.lock; this may never have run"
     advice = "`make setup-git`, merge again, then `dvc repro`."
     return [Finding("failure", what, advice)] if names else []
 
@@ -332,19 +332,20 @@ def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
 def mixed_entries(merge: str, ours: str, theirs: str) -> dict[str, Any]:
     """The entries of a merge commit's dvc.lock that git made of both parents'.
 
-    Others may have been put together by people, who ran what they changed. What both changed, the
-    driver leaves out, so that it stands behind all others when it has been run.
+    Not those behind all that the driver keeps: it leaves out what both sides changed, and DVC adds
+    that when it has been run. Without the driver, an entry that was run again in its place, with
+    the same result, looks mixed too.
     """
     try:
         bases = git("merge-base", ours, theirs).splitlines()  # of several, git merges these first
         commits = (bases[0], ours, theirs, merge)
         began, *sides, merged = (Commit(each, each).read(LOCK) or b"" for each in commits)
-        entries, *known = (parse_lock(data, str(LOCK)) for data in (merged, *sides))
+        entries, base, *known = (parse_lock(data, str(LOCK)) for data in (merged, began, *sides))
     except StageError:  # a shallow clone; or one of them is damaged, which is told where it counts
         return {}
     new = {n: entry for n, entry in entries.items() if entry not in [s.get(n) for s in known]}
-    last = max((place for place, name in enumerate(entries) if name not in new), default=-1)
-    run_since = list(entries)[last + 1 :]
+    names, kept = list(entries), list(merge_lock.merge(base, *known)[0])
+    run_since = names[len(kept) :] if names[: len(kept)] == kept else []
     return {
         name: entry
         for text in merged_by_lines(began, *sides)

@@ -135,7 +135,8 @@ def foreseen(outdated: list[str]) -> str:
     """The stages that may have to run, and what the trainings among them took when they last ran.
 
     Fewer run if a change makes no difference to what a stage writes, if DVC has seen the same
-    inputs before, or if another branch's outputs lie where DVC's cache has these.
+    inputs before, or if all that is wrong is that another branch's outputs lie there, or that DVC's
+    cache has lost what lies there.
     """
     here = Revision()
     records = {f"train@{each.variant}": each.record for each in here.results()}
@@ -299,8 +300,9 @@ class Launch:
     def conclude(self, reference: Any) -> None:
         """Takes a stage's outcome."""
         name = self.running.pop(reference)
-        outcome = self.where.connection.outcome(reference)
+        outcome: dict[str, Any] = {"code": 1}
         try:
+            outcome = self.where.connection.outcome(reference)
             self.where.collect(self.steps[name], outcome, self.log(name))
         except (StageError, OSError) as error:  # others may go on
             outcome |= {"code": 1, "error": str(error)}
@@ -312,7 +314,8 @@ class Launch:
             self.waiting.remove(name)
         self.state[name] = state
         if state == "failed":
-            self.failed[name] = error or str(self.log(name))
+            log = [str(self.log(name))] * (not error or self.log(name).exists())
+            self.failed[name] = ": ".join([*log, *[error] * bool(error)])
         self.display.ended(name, state, self.failed.get(name, ""))
 
     def log(self, name: str) -> Path:

@@ -162,8 +162,9 @@ def reproduce(
     """Has DVC bring one stage up to date, whatever else DVC is doing here meanwhile.
 
     DVC waits for the project's lock, but for half a dozen tries only for the one that guards its
-    list of readers and writers. If that fails before the command, the stage is started once more;
-    if it fails when the command has done its work, that is recorded as it is.
+    list of readers and writers, and not for that of git's index. If it fails before the command,
+    the stage is started once more; if it fails when the command has done its work, that is recorded
+    as it is.
     """
     error = ""
     for _ in range(ATTEMPTS):

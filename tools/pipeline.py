@@ -65,7 +65,8 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
     if found["put"]:
         print(f"Put in place from DVC's cache: {', '.join(found['put'])}.")
     if found["saved"]:
-        print(f"Put into DVC's cache, which had lost them: outputs of {', '.join(found['saved'])}.")
+        outs = f"the outputs of {', '.join(found['saved'])}"
+        print(f"Put into DVC's cache, which had lost them: {outs}. `dvc push` shares them.")
     return {each["name"]: Step(**each) for each in found["steps"]}, found["outdated"]
 
 
@@ -76,7 +77,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Print which stages are out of date, as JSON.")
     parser.add_argument("targets", nargs="*", help="as for `dvc repro`")
-    parser.add_argument("--put", action="store_true", help="put outputs in place first")
+    parser.add_argument("--put", action="store_true", help="first put outputs in place")
     args = parser.parse_args()
     with opened() as repo:
         wanted = collect_stages(repo, args.targets) if args.targets else list(repo.index.stages)
@@ -92,8 +93,9 @@ def main() -> None:
                         put.append(stage.addressing)
                     changes = _changes(stage)
                 elif args.put and _is_lost(stage, changes):
-                    stage.commit()
-                    saved.append(stage.addressing)
+                    with suppress(DvcException):  # somebody reads them
+                        stage.commit()
+                        saved.append(stage.addressing)
                     changes = _changes(stage)
                 if changes:
                     outdated.add(stage)
