@@ -106,7 +106,7 @@ def network(pid: int | str) -> Path:
 def can_make_networks() -> bool:
     """Whether this user may make network namespaces, and has the programs for it."""
     programs = all(map(shutil.which, ("unshare", "nsenter", "ip")))
-    cable = "unshare --net ip link add a type veth peer name b"
+    cable = "unshare --net ip link add cable type veth peer name other"
     return programs and subprocess.run(cable.split()).returncode == 0
 
 
