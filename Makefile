@@ -18,7 +18,8 @@ ifneq ($(USABLE),yes)
 $(shell rm -f $(VENV)/installed*)
 endif
 
-# Stages are started by DVC as `python -m stages...`: the environment's Python comes first.
+# Stages are started by DVC as `python -m stages...`: the environment's Python comes first. The PATH is
+# why SHELL is no /bin/bash: macOS's make would then look for commands in its own.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help

@@ -116,7 +116,7 @@ def break_off(process: subprocess.Popen[str], way: str) -> str:
         else:
             number = signal.SIGTERM if way == "terminate both" else signal.SIGINT
             os.killpg(process.pid, number)
-    except (psutil.NoSuchProcess, ProcessLookupError):
+    except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
         pass  # it had just finished
     output, _ = process.communicate()
     begin = time.monotonic()

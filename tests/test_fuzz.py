@@ -44,6 +44,8 @@ from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, load_split, save_split
 from stages.shared.stage import StageError, remove
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+
 SECONDS = 10.0  # what a case may take
 START_SECONDS = 120.0  # what a child process may take to import what it needs
 MEMORY_BYTES = 16 << 20  # what a case may add to the child's peak; whole inputs have kilobytes

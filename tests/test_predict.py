@@ -257,5 +257,6 @@ def test_a_variant_that_is_not_trained_and_a_model_that_does_not_fit_are_refused
     with pytest.raises(StageError, match=r"whole \.keras file"):
         predict.Predictor(tmp_path / "params.yaml", [])
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(StageError, match="which is empty"):
+    (tmp_path / "nothing/.DS_Store").touch()  # macOS's
+    with pytest.raises(StageError, match="which has none"):
         predict.files("nothing")

@@ -100,13 +100,13 @@ def class_names(dataset: str, variant: str) -> list[str]:
 
 
 def files(given: str) -> list[str]:
-    """The image files that an argument stands for: itself, or what is in a folder, sorted."""
+    """The image files that an argument stands for: itself, or what a folder shows, sorted."""
     path = Path(given)
     if given == STANDARD_INPUT or not path.is_dir():
         return [given]
-    inside = sorted(str(each) for each in path.rglob("*") if each.is_file())
+    inside = sorted(str(each) for each in path.rglob("*") if each.is_file() and each.name[0] != ".")
     if not inside:
-        raise StageError(f"A folder must hold images. Received: {given}, which is empty.")
+        raise StageError(f"A folder must hold images. Received: {given}, which has none.")
     return inside
 
 
