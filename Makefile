@@ -34,11 +34,13 @@ setup: $(STAMP)  ## install the locked, hashed packages into .venv
 $(STAMP): $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
 		f"error: Python 3.11 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'
-	@echo "Setting up $(VENV), once; this takes a few minutes."
-	@test -n '$(USABLE)' || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@cmp -s $(LOCK) $@ || { \
+		! [ -L $(VENV) ] || { echo "error: $(VENV) is a link to an environment of another $(LOCK). Remove it."; exit 1; }; \
+		echo "Setting up $(VENV), once; this takes a few minutes."; \
+		[ -n '$(USABLE)' ] || $(PYTHON) -m venv --clear $(VENV); \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK); }
 	@$(BIN)/python -m tools.plots_page
-	@touch $@
+	@cp $(LOCK) $@
 
 setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits
 	@git config merge.dvc-lock.name "dvc.lock, stage by stage"

@@ -18,13 +18,13 @@ from benchmarks.alternation import alternate, compare, random_split, report
 from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
-from stages.shared.stage import run
+from tools.command import count, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what checkpoints cost.")
-    parser.add_argument("--images", type=int, default=50_000, help="images per epoch")
-    parser.add_argument("--pairs", type=int, default=5, help="epochs of each kind")
+    parser.add_argument("--images", type=count, default=50_000, help="images per epoch")
+    parser.add_argument("--pairs", type=count, default=5, help="epochs of each kind")
     args = parser.parse_args()
 
     import_keras()

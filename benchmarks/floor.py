@@ -8,6 +8,7 @@ convolution forward or backward, runs here in the recipe's precision. The measur
 of the committed run records, if they are from such a device.
 """
 
+import argparse
 import math
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ from typing import Any
 from benchmarks.alternation import report
 from stages.shared import params
 from stages.shared.backend import import_keras
-from stages.shared.stage import run
-from stages.training.record import describe_device
+from tools.command import run
 from tools.results import Result, Revision
 
 CIFAR_IMAGES = 50_000
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Compare trainings with this machine's peak.").parse_args()
     import_keras()
+    from stages.training.record import describe_device
+
     config = params.load()
     peaks = {dtype: peak(dtype) for dtype in ("float32", "bfloat16")}
     rows = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.alternation import report
 from benchmarks.overhead import DVC, stand_in, timed
-from stages.shared.stage import run
+from tools.command import count, run
 
 SLOTS, REAL_SLOTS = 4, 2
 TARGETS = [f"evaluate@shapes-{name}" for name in ("lenet", "simple", "convnet", "deep-bn")]
@@ -27,7 +27,7 @@ TARGETS = [f"evaluate@shapes-{name}" for name in ("lenet", "simple", "convnet", 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare tools.launch with dvc repro.")
     parser.add_argument("--seconds", type=float, default=10, help="what a stand-in takes")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each way")
+    parser.add_argument("--rounds", type=count, default=1, help="runs of each way")
     parser.add_argument("--real", action="store_true", help="train, in place of the stand-ins")
     args = parser.parse_args()
 

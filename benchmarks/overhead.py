@@ -21,7 +21,7 @@ from dvc.repo import Repo
 
 from benchmarks.alternation import report
 from stages.shared import params
-from stages.shared.stage import run
+from tools.command import count, run
 
 STAGES = ("download", "stats", "lineup", "train", "evaluate", "plot")
 DVC = [sys.executable, "-m", "dvc"]
@@ -48,7 +48,7 @@ for flag, value in zip(sys.argv, sys.argv[1:]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what is not training.")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each command")
+    parser.add_argument("--rounds", type=count, default=5, help="runs of each command")
     args = parser.parse_args()
 
     commands = {"start of dvc": [*DVC, "--version"]}

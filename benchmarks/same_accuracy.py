@@ -20,7 +20,7 @@ from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split, load_split
-from stages.shared.stage import run
+from tools.command import count, run
 
 VARIANT = "cifar10-deep-bn"
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -29,9 +29,9 @@ DATA = Path(__file__).resolve().parents[1] / "data" / "raw" / "cifar10" / "train
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare accuracies with the tutorial's loop.")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--images-per-class", type=int, default=1000, help="to train on")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
+    parser.add_argument("--epochs", type=count, default=10, help="of each training")
+    parser.add_argument("--images-per-class", type=count, default=1000, help="to train on")
+    parser.add_argument("--seeds", type=count, default=3, help="trainings of each way")
     args = parser.parse_args()
 
     import_keras()

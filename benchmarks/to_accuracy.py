@@ -13,7 +13,7 @@ from benchmarks.alternation import alternate, compare, random_split, report
 from benchmarks.tutorial import ours, tutorial
 from stages.shared import params
 from stages.shared.backend import import_keras
-from stages.shared.stage import run
+from tools.command import count, run
 from tools.results import Result, Revision
 
 VARIANTS = ("cifar10-deep-bn", "cifar10-air90", "cifar10-air94")
@@ -23,8 +23,8 @@ TRAINING_IMAGES = 50_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the seconds to an accuracy.")
-    parser.add_argument("--images", type=int, default=4_000, help="images per run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each epoch")
+    parser.add_argument("--images", type=count, default=4_000, help="images per run")
+    parser.add_argument("--rounds", type=count, default=3, help="runs of each epoch")
     args = parser.parse_args()
 
     import_keras()

@@ -20,15 +20,15 @@ from benchmarks.tutorial import ours
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split
-from stages.shared.stage import run
+from tools.command import count, run
 
 VARIANT = "cifar10-air94"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare air94's training with PyTorch's.")
-    parser.add_argument("--images", type=int, default=4_000, help="images per run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way")
+    parser.add_argument("--images", type=count, default=4_000, help="images per run")
+    parser.add_argument("--rounds", type=count, default=3, help="runs of each way")
     args = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
         print("torch_air: skipped, torch is not installed: `python -m pip install torch`")

@@ -18,15 +18,15 @@ from stages import stats
 from stages.shared import params
 from stages.shared.backend import import_keras
 from stages.shared.dataset import Split
-from stages.shared.stage import run
+from tools.command import count, run
 
 VARIANTS = ("cifar10-simple", "cifar10-deep-bn")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare with the tutorials' training loops.")
-    parser.add_argument("--images", type=int, default=3_200, help="images per run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way")
+    parser.add_argument("--images", type=count, default=3_200, help="images per run")
+    parser.add_argument("--rounds", type=count, default=3, help="runs of each way")
     args = parser.parse_args()
 
     import_keras()

@@ -241,6 +241,7 @@ def test_predictions_of_earlier_weights_are_refused(
         "seed,index,true,predicted\n1,x,a,a\n",
         "seed,index,true,predicted\n1,0,a,a\n1,1,a,a\n2,0,a,a\n",
         "seed,index,true,predicted\n1,0,a,a\n2,1,a,a\n",
+        'seed,index,true,predicted\n1,0,a,"' + "a" * 200_000,
     ],
 )
 def test_damaged_predictions_are_refused(

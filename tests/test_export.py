@@ -23,6 +23,7 @@ from stages.training.fitting import build_core, make_normalisation, save_model, 
 
 WIDE = {"widths": [8, 8, 8], "depth": 2, "activation": "relu"}
 WIDE |= {"whitening": True, "batch_norm": True}
+OTHER = {"seed": 1, "epochs": 1, "seconds": 1.0, "weights_sha256": "0" * 64}
 
 
 def whole_model(precision: str, views: int) -> Any:
@@ -138,7 +139,7 @@ def test_weights_of_another_training_than_the_record_are_not_exported(project: P
     train(project, whole_model("float32", 1))
     record = project / "results/runs/shapes/shapes-lenet.json"
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"trainings": [{"seed": 1, "weights_sha256": "0" * 64}]}))
+    record.write_text(json.dumps({"trainings": [OTHER]}))
     with pytest.raises(StageError, match=r"must be of the training that .*`dvc checkout results/w"):
         export.main()
     assert not (project / "exports").exists()

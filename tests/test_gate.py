@@ -714,6 +714,19 @@ def test_the_comment_of_a_branch_that_changes_nothing(
         assert text in written
 
 
+def test_a_branch_without_params_yaml_is_commented_on(
+    project: Project, failures: Gate, tmp_path: Path
+) -> None:
+    Path("params.yaml").unlink()
+    assert failures("--comment", str(tmp_path / "comment.md"))
+    assert "| `recipes.demo.epochs` | `6` | - |" in (tmp_path / "comment.md").read_text()
+
+
+def test_a_base_without_a_name_is_refused(project: Project) -> None:
+    with pytest.raises(StageError, match=r"--base must be a commit.*Received: ''"):
+        gate.find_base("")
+
+
 def test_a_comment_is_no_longer_than_github_takes() -> None:
     found = [gate.Finding("failure", f"{number} {'word ' * 50}") for number in range(1000)]
     text = gate.comment(found, "gate: 1000 failures", None, "")

@@ -226,7 +226,9 @@ def test_an_interrupted_launch_ends_all_that_it_started(
         (["--trials", "3"], "--seeds and --trials need --sweep"),
         (["--dry-run", "--sweep", "a=1"], "--dry-run cannot go with --sweep"),
         (["--remote", "store"], "--remote needs --address"),
-        (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once. Received: a, a"),
+        (["--sweep", "a=1", "--sweep", "a=2"], "must name each key once, and none that"),
+        (["--sweep", "a.b=1", "--sweep", "a=2"], "lies under another. Received: a.b, a"),
+        (["--address", ""], "--address must be HOST:PORT or auto. Received: nothing"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -246,7 +248,8 @@ def test_what_may_run_is_told_with_what_it_took(
 ) -> None:
     (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     (tmp_path / "results/runs/shapes").mkdir(parents=True)
-    trainings = {"trainings": [{"seconds": 50.0}, {"seconds": 70.4}]}
+    rest = {"epochs": 1, "weights_sha256": ""}
+    trainings = {"trainings": [{"seconds": 50.0} | rest, {"seconds": 70.4} | rest]}
     (tmp_path / "results/runs/shapes/shapes-lenet.json").write_text(json.dumps(trainings))
     monkeypatch.chdir(tmp_path)
     names = ["lineup", "train@shapes-lenet", "train@shapes-simple"]
@@ -255,7 +258,7 @@ def test_what_may_run_is_told_with_what_it_took(
     assert " ".join(lines[2]) == "2 stages may run. Their trainings took 2 min 0 s before."
     lines = [line.split(maxsplit=1) for line in launch.foreseen(names).splitlines()]
     assert lines[2] == ["train@shapes-simple", "not yet run"]
-    assert launch.foreseen(["lineup"]) == "lineup\n1 stages may run."
+    assert launch.foreseen(["lineup"]) == "lineup\n1 stage may run."
     assert " ".join(lines[3]).endswith("took 2 min 0 s before, except 1 not yet run.")
 
 
@@ -272,6 +275,7 @@ def test_a_target_that_is_not_there_is_named(shapes: Project) -> None:
         (["0", "1"], 1.0, ["0", "1"]),
         (["0", "1"], 0.5, ["0", "1", "0", "1"]),
         (["3"], 0.3, ["3", "3", "3"]),
+        (["3"], 0.2, ["3"] * 5),
         (["0", "1", "2", "3", "4"], 2.0, ["0,1", "2,3"]),
     ],
 )
@@ -424,6 +428,11 @@ def test_a_cluster_has_as_many_slots_as_its_nodes_have_room_for(
     nodes: list[dict[str, float]], jobs: int | None, slots: int
 ) -> None:
     assert cluster.Connection(FakeRay(*nodes), jobs, 1.0, 2).slots() == slots
+
+
+@pytest.mark.parametrize(("share", "slots"), [(0.2, 10), (0.3, 6), (0.5, 4), (2.0, 1)])
+def test_a_share_is_of_one_of_a_nodes_gpus(share: float, slots: int) -> None:
+    assert cluster.Connection(FakeRay({"CPU": 64, "GPU": 2}), None, share, 2).slots() == slots
 
 
 def test_more_than_the_largest_node_has_is_an_error() -> None:

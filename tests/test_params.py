@@ -5,6 +5,7 @@ import functools
 import json
 import operator
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -533,13 +534,30 @@ def test_a_config_that_does_not_fit_its_model_is_refused(
     assert says in line_of(str(caught.value), f"variants.some-key.config.{where}")
 
 
-@pytest.mark.parametrize("argument", ["a: np.ndarray", "a: Sequence[int]", "model_config: int"])
-def test_arguments_that_no_params_yaml_can_give_are_an_error_of_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (b"def build(shape, classes, *, a: np.ndarray): ...", "(int, float, str, bool or lists"),
+        (
+            b"def build(shape, classes, *, a: tuple[int, ...]): ...",
+            "Received: shape, classes, *, a",
+        ),
+        (b"def build(shape, classes, *, a): ...", "each with a type"),
+        (b"def build(shape, classes, *, a: int = 1): ...", "without a default"),
+        (b"def build(shape, classes, a: int): ...", "must follow `*`"),
+        (b"def build(shape, classes, *, model_config: int): ...", "needs another name"),
+        (b"from stages.models.lenet import build", "no file of this project"),
+        (b"from .lenet import other\ndef build(shape, classes): ...", "no file of this project"),
+        (b"import stages.models.lenet\ndef build(s, c): ...", "Received: import stages.models.len"),
+        (b"x = '\xff'", "must be Python"),
+    ],
+)
+def test_a_model_file_that_params_yaml_or_dvc_cannot_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: bytes, message: str
 ) -> None:
     monkeypatch.setattr(params, "MODELS", tmp_path)
-    (tmp_path / "new.py").write_text(f"def build(shape, classes, *, {argument}): ...\n")
-    with pytest.raises(StageError, match=r"arguments of 'new' must be int, float, str, bool or"):
+    (tmp_path / "new.py").write_bytes(code)
+    with pytest.raises(StageError, match=re.escape(message)):
         params.check_config("some-key", variant("new", {"a": 1}))
 
 

@@ -84,7 +84,7 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         measured = {"accuracy": accuracy, "accuracy_std": spread, "parameters": 1234}
         measured |= {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.01}
         write(f"results/metrics/cifar10/{name}.json", measured | {"seeds": 3 if spread else 1})
-        trainings = [{"epochs": each} for each in epochs]
+        trainings = [{"epochs": each, "seconds": 1.0, "weights_sha256": ""} for each in epochs]
         if epochs:
             write(f"results/runs/cifar10/{name}.json", record | {"trainings": trainings})
     assert readme.tables() == {"results": RESULTS, "ablations": ABLATIONS}

@@ -17,7 +17,7 @@ from dvc.repo.experiments import Experiments
 from stages.shared.stage import StageError
 from tools import results, show
 from tools.git import git
-from tools.results import Revision, revisions
+from tools.results import Result, Revision, revisions
 
 METRICS = {
     "accuracy": 0.7182,
@@ -350,9 +350,73 @@ def test_an_unknown_dataset_is_an_error_and_prints_no_table(
     assert capsys.readouterr().out == ""
 
 
-def test_damaged_metrics_are_an_error_that_names_them(
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("metrics", "{", "Expecting property name"),
+        ("metrics", "[]", "the whole: Input should be"),
+        ("metrics", '{"accuracy": 0.8}', "accuracy_low: Field required"),
+        ("metrics", json.dumps(METRICS | {"accuracy": "0.8"}), "accuracy: Input should be"),
+        ("metrics", json.dumps(METRICS | {"accuracy": 1.5}), "accuracy: Input should be less"),
+        ("metrics", json.dumps(METRICS | {"loss": "low"}), "loss: Input should be"),
+        ("runs", "null", "the whole: Input should be"),
+        ("runs", '{"environment": {"a": 1}}', "environment: Input should be"),
+        ("runs", '{"trainings": [{"seconds": 1}]}', "trainings.0.epochs: Field required"),
+        ("details", '{"classes": [], "seeds": {}}', "seeds: Dictionary should have at least 1"),
+        ("details", '{"classes": []}', "seeds: Field required"),
+    ],
+)
+def test_a_damaged_result_is_an_error_that_names_it(
+    project: Path, kind: str, content: str, message: str
+) -> None:
+    path = project / f"results/{kind}/toys/toys-done.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    result = Result(Revision(), "toys", "toys-done")
+    stage = "train" if kind == "runs" else "evaluate"
+    with pytest.raises(StageError) as caught:
+        getattr(result, {"runs": "record"}.get(kind, kind))
+    said = str(caught.value)
+    start = f"results/{kind}/toys/toys-done.json must be JSON as {stage} writes it. Received: "
+    assert said.startswith(start + message) and f"dvc repro {stage}@toys-done" in said
+
+
+@pytest.mark.parametrize("content", [b"epoch\n\xff\n", b"epoch,loss\nx,1\n", b"epoch,loss\n1,x\n"])
+def test_damaged_curves_are_an_error_that_names_them(project: Path, content: bytes) -> None:
+    path = project / "results/curves/toys/toys-done.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=r"curves/toys/toys-done\.csv must be what train writes"):
+        _ = Result(Revision(), "toys", "toys-done").curves
+
+
+def test_metrics_that_only_have_the_accuracy_are_shown(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project / "results/metrics/toys/toys-done.json").write_text("{")
-    with pytest.raises(StageError, match=r"metrics/toys/toys-done\.json must be JSON"):
-        printed(capsys)
+    few = {key: value for key, value in METRICS.items() if key.startswith("accuracy")}
+    write(project / "results/metrics/toys/toys-done.json", few)
+    assert printed(capsys, "toys")[4].split()[-6:-3] == ["-", "-", "-"]
+
+
+def test_what_cannot_be_read_is_not_taken_for_what_is_not_there(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError):
+        Revision().read(Path("params.yaml"))
+
+
+def test_a_table_without_lines_prints_nothing_for_other_programs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show.print_rows([], "csv")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["HEAD:params.yaml", "HEAD^{tree}", "nothing"])
+def test_what_is_no_commit_is_no_revision(history: Path, name: str) -> None:
+    with pytest.raises(StageError, match=r"A revision must be a commit.*Received: '"):
+        revisions([name])

@@ -157,6 +157,9 @@ def test_an_environment_that_cannot_be_used_any_more_is_made_anew(tmp_path: Path
         shutil.copy2(moved / name, other)
     (other / ".venv").symlink_to(moved / ".venv")
     assert "Nothing to be done" in would_do(other)
+    (other / "requirements.txt").write_text("numpy==1.0.0\n")
+    refused = subprocess.run(["make", "setup"], cwd=other, capture_output=True, text=True)
+    assert refused.returncode and "a link to an environment of another" in refused.stdout
     (moved / ".venv" / "bin" / "python").unlink()
     assert "venv --clear .venv" in would_do(moved)
 
@@ -165,7 +168,8 @@ def test_the_readme_names_every_file_and_every_target() -> None:
     readme = (ROOT / "README.md").read_text()
     layout = readme.split("## Repository layout")[1].split("\n\n")[1]
     files = [path.name for folder in ("stages", "tools") for path in (ROOT / folder).rglob("*.py")]
-    assert sorted(re.findall(r"\w+\.py\b", layout)) == sorted(files)
+    named = re.findall(r"\w+\.py\b", layout)
+    assert sorted(named) == sorted(files), "README's Repository layout must name each file, once"
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for target in targets:
         assert f"| `make {target}` |" in readme, target

@@ -217,6 +217,8 @@ class Scripted:
 
     def outcome(self, rate: str) -> dict[str, Any]:
         files = self.files[rate]
+        if files == {}:
+            raise OSError("it could not be started")
         return {"code": int(files is None), "log": b"", "error": "why", "files": files}
 
 
@@ -293,6 +295,21 @@ def test_the_greatest_accuracy_is_the_best_and_is_reported_first(
         ["60.00%", "±", "14.14%", f"{RATE}=0.01", f"{name}-0.01"],
     ]
     assert said.err == f"  {name}-0.04 failed: why\n"
+
+
+def test_a_trial_that_cannot_be_run_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    connection = Scripted({}, trained(0.5), trained(0.6), trained(0.7))
+    _, done = run_scripted(connection, monkeypatch, tmp_path)
+    errors = [each["error"] for each in done]
+    assert errors == ["it could not be started", "", "", ""]
+
+
+def test_a_long_name_is_cut_and_stays_unique() -> None:
+    sweep = Sweep(dict([parse(f"{RATE}=0.01,0.02")]), STEPS, ["train@shapes-lenet"], None, None)
+    names = {sweep.name({"a.b": "x" * 300 + end}) for end in "yz"} | {sweep.name({"a.b": "x"})}
+    assert len(names) == 3 and max(map(len, names)) < 200
 
 
 def test_ctrl_c_loses_no_trial_that_is_done(

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.shared import params
-from stages.shared.stage import StageError, run
+from stages.shared.stage import StageError
 from tools import node, pipeline
+from tools.command import run
 from tools.git import git
 from tools.results import Revision, differences, revisions
 
@@ -55,7 +56,10 @@ def main() -> None:
         files |= small
     put(values, {name: entry for name, (_, entry) in ran.items()}, files)
     stages = ", ".join(ran) or "no stage"
-    print(f"Applied {', '.join(args.experiments)}: {len(values)} values, {stages}. `dvc repro`.")
+    print(
+        f"Applied {', '.join(args.experiments)}: {len(values)} values, {stages}. "
+        "`python -m tools.launch --dry-run` lists what is to be run now."
+    )
 
 
 def changed_values(baseline: Revision, revision: Revision) -> dict[str, Any]:

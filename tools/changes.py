@@ -12,7 +12,7 @@ from urllib.parse import quote
 from stages.shared import params
 from stages.shared.stage import StageError
 from tools.git import git
-from tools.results import RESULTS, Result, Revision, accuracy_interval, differences
+from tools.results import RESULTS, Revision, accuracy_interval, differences
 from tools.show import markdown, measured
 
 ROWS = 100  # of a table
@@ -68,28 +68,7 @@ def metrics(revision: Revision) -> dict[str, dict[str, Any]]:
     Raises:
         StageError: if a metrics file is not what evaluate writes.
     """
-    results = revision.results()
-    return {result.variant: metrics_of(result) for result in results}
-
-
-def metrics_of(result: Result) -> dict[str, Any]:
-    """A variant's metrics, empty if it has none, checked for what is read here."""
-    metrics = result.metrics
-    keys = ("accuracy", "accuracy_low", "accuracy_high")
-    if metrics == {} or (
-        isinstance(metrics, dict)
-        and all(is_share(metrics.get(key)) for key in keys)
-        and is_share(metrics.get("accuracy_std") or 0)
-    ):
-        return metrics
-    raise StageError(
-        f"{result.path('metrics', '.json')} must have numbers from 0 to 1 for {', '.join(keys)} in "
-        f"'{result.revision.name}'. `dvc repro evaluate@{result.variant}` writes it."
-    )
-
-
-def is_share(value: Any) -> bool:
-    return isinstance(value, float | int) and 0 <= value <= 1
+    return {result.variant: result.metrics for result in revision.results()}
 
 
 def metrics_table(base: Revision) -> str:
@@ -118,7 +97,8 @@ def parameters(base: Revision) -> list[tuple[str, Any, Any]]:
     """The key, the old and the new value of each parameter that changed; `...`: it is not there."""
     before = base.read(params.PATH)
     old = params.parse(before, f"{base.name}'s {params.PATH}") if before else ...
-    return differences(old, params.parse(params.PATH.read_bytes()))
+    after = Revision().read(params.PATH)
+    return differences(old, params.parse(after) if after is not None else ...)
 
 
 def figures_list(base: Revision, links: str) -> str:

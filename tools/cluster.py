@@ -11,7 +11,7 @@ from typing import Any
 from stages.shared.stage import StageError
 from tools import node
 from tools.git import git
-from tools.local import ON_DEVICE
+from tools.local import ON_DEVICE, jobs_on
 from tools.pipeline import opened
 
 NODE_LOSSES = 3  # how often a stage is begun anew elsewhere because its node died
@@ -137,7 +137,7 @@ class Connection:
         """How many trainings can run at once on the nodes that are there now, at least one."""
         shares = [each.get("CPU", 0) // self._cpus for each in self._nodes()]
         if self._gpus:
-            on_gpus = [each.get("GPU", 0) // self._gpus for each in self._nodes()]
+            on_gpus = [jobs_on(int(each.get("GPU", 0)), self._gpus) for each in self._nodes()]
             shares = list(map(min, shares, on_gpus))
         return self.jobs or max(1, int(sum(shares)))
 

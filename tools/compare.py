@@ -23,7 +23,8 @@ import numpy as np
 from scipy import stats
 
 from stages.shared import params
-from stages.shared.stage import StageError, run
+from stages.shared.stage import StageError
+from tools.command import run
 from tools.results import Predictions, Result, Revision
 
 CONFIDENCE = 0.95

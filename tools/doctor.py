@@ -27,7 +27,8 @@ try:
 
     from stages.shared import params
     from stages.shared.backend import import_keras
-    from stages.shared.stage import StageError, run
+    from stages.shared.stage import StageError
+    from tools.command import run
     from tools.node import is_whole, without_passwords
     from tools.pipeline import locked
 except ModuleNotFoundError as missing:  # most often the environment is not activated

@@ -21,8 +21,10 @@ import numpy as np
 
 from stages.evaluate import load_model
 from stages.shared import params
+from stages.shared.backend import import_keras
 from stages.shared.dataset import load_split
-from stages.shared.stage import StageError, outputs, run, size
+from stages.shared.stage import StageError, outputs, size
+from tools.command import run
 from tools.predict import find, weights_of
 from tools.results import replaceable
 
@@ -32,7 +34,7 @@ TOLERANCE = 1e-4  # between probabilities, for another order of additions
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Export trained variants for other programs.")
-    parser.add_argument("variants", nargs="*", help="keys of params.yaml's variants; all trained")
+    parser.add_argument("variants", nargs="*", help="keys of params.yaml's variants (default: all)")
     parser.add_argument("--out", type=Path, default=Path("exports"), help="the folder to write")
     args = parser.parse_args()
 
@@ -53,8 +55,7 @@ def export(name: str, folder: Path) -> str:
         StageError: if it has not been trained here, the folder holds something else, or what was
             written gives other probabilities.
     """
-    import keras
-
+    keras = import_keras()
     dataset = params.load().variant(name).dataset
     model = in_float32(load_model(find(name)[0]))
     split = load_split(Path("data/raw", dataset, "test"))
@@ -91,8 +92,7 @@ def trained() -> list[str]:
 
 def in_float32(model: Any) -> Any:
     """The same network with the same weights, computing in float32 throughout."""
-    import keras
-
+    keras = import_keras()
     text = model.to_json().replace('"mixed_bfloat16"', '"float32"')
     copy = keras.models.model_from_json(text)
     copy.set_weights(model.get_weights())
@@ -111,6 +111,8 @@ def write(model: Any, saved: Path, onnx: Path) -> None:
             warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks for NumPy 1's names
             model.export(saved, format="tf_saved_model", verbose=False)
             model.export(onnx, format="onnx", verbose=False)
+    except OSError:  # a full disk, for one
+        raise
     except Exception as error:
         raise StageError(f"Keras must be able to export it. Received: {error!r}.") from error
 

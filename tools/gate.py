@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.shared import params
-from stages.shared.stage import StageError, run
+from stages.shared.stage import StageError
 from tools import changes, doctor, merge_lock
+from tools.command import run
 from tools.doctor import Finding, some
 from tools.git import git
 from tools.node import without_passwords
@@ -141,7 +142,7 @@ def find_base(wanted: str | None) -> Revision | None:
     Raises:
         StageError: if git does not know it.
     """
-    for name in [wanted] if wanted else BASES:
+    for name in BASES if wanted is None else [wanted]:
         verify = ("rev-parse", "--verify", "--quiet", "--end-of-options")
         try:
             commit = git(*verify, f"{name}^{{commit}}")
@@ -501,7 +502,7 @@ def extra_files(pipeline: Pipeline) -> list[Finding]:
         paths = [Path(path) for path in repo.dvcignore.find(repo.fs, str(folder))]
         extra = sorted(shorter(path) for path in paths if pipeline.source(path) is None)
         if extra:
-            what = f"written by no stage, in a folder that stages read: {some(extra)}"
+            what = f"written by no stage, in a folder that stages read: {', '.join(extra)}"
             advice = "DVC counts whatever lies there: remove it, then `dvc repro`."
             found.append(Finding("failure", what, advice))
     return found

@@ -11,6 +11,7 @@ Each stage's output is in logs/launch/. docs/cluster.md tells of several machine
 """
 
 import argparse
+import itertools
 import signal
 import sys
 import time
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.shared import params
-from stages.shared.stage import StageError, duration, outputs, run
+from stages.shared.stage import StageError, duration, outputs
 from tools import cluster, local, node, pipeline
+from tools.command import count, run
 from tools.display import WORDS, Display
 from tools.pipeline import Step
 from tools.results import Revision
@@ -65,14 +67,14 @@ def parse_arguments() -> argparse.Namespace:
         "--jobs",
         type=jobs,
         default="auto",
-        help="stages at a time; auto: one per GPU share, or per --cpus-per-job cores without a GPU",
+        help="stages at a time; auto (the default): one per GPU share, or --cpus-per-job cores",
     )
     parser.add_argument(
         "--gpus-per-job",
         type=share,
         default=1.0,
         metavar="F",
-        help="1, 2, ... or a fraction of one; a training uses one",
+        help="1, 2, ... or a fraction of one (default: 1); a training uses one",
     )
     parser.add_argument(
         "--cpus-per-job", type=count, default=2, metavar="N", help="cores per stage (default: 2)"
@@ -96,9 +98,14 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--seeds and --trials need --sweep KEY=VALUES")
     if args.remote and not args.address:
         parser.error("--remote needs --address")
+    if args.address == "":
+        parser.error("--address must be HOST:PORT or auto. Received: nothing")
     keys = [each.partition("=")[0] for each in args.sweep or []]
-    if len(set(keys)) < len(keys):
-        parser.error(f"--sweep must name each key once. Received: {', '.join(keys)}")
+    if any(f"{a}.".startswith(f"{b}.") for a, b in itertools.permutations(keys, 2)):
+        parser.error(
+            "--sweep must name each key once, and none that lies under another. Received: "
+            + ", ".join(keys)
+        )
     return args
 
 
@@ -106,13 +113,6 @@ def connected(args: argparse.Namespace) -> Any:
     """A connection to this machine, or to the cluster that was asked for."""
     shares = args.jobs, args.gpus_per_job, args.cpus_per_job
     return cluster.connected(args.address, *shares) if args.address else local.connected(*shares)
-
-
-def count(text: str) -> int:
-    """A number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more. Received: {text}")
-    return int(text)
 
 
 def jobs(text: str) -> int | None:
@@ -146,8 +146,8 @@ def foreseen(outdated: list[str]) -> str:
         known, new = known + took, new + (name in records and not took)
         said = duration(took) if took else "not yet run" if name in records else ""
         lines.append(f"{name:<40}  {said}".rstrip())
-    total = f"{len(outdated)} stages may run."
-    if records.keys() & set(outdated):
+    total = f"{len(outdated)} stage{'s' * (len(outdated) > 1)} may run."
+    if known:
         total += f" Their trainings took {duration(known)} before"
         total += f", except {new} not yet run." if new else "."
     return "\n".join([*lines, total])

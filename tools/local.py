@@ -122,6 +122,11 @@ def visible_gpus() -> list[str]:
     return [line.split(":")[0].removeprefix("GPU ") for line in lines if line.startswith("GPU ")]
 
 
+def jobs_on(gpus: int, per_job: float) -> int:
+    """How many jobs have room on that many GPUs, if each takes so many, or a share of one."""
+    return gpus * int(1 / per_job + 1e-9) if per_job < 1 else gpus // int(per_job)
+
+
 def gpu_shares(gpus: list[str], per_job: float) -> list[str]:
     """What each job may see: several GPUs, one, or one that others see too.
 
@@ -129,7 +134,7 @@ def gpu_shares(gpus: list[str], per_job: float) -> list[str]:
         StageError: if there are not as many GPUs.
     """
     if per_job < 1:
-        return gpus * int(1 / per_job + 1e-9)
+        return gpus * jobs_on(1, per_job)
     size = int(per_job)
     if gpus and len(gpus) < size:
         raise StageError(f"--gpus-per-job must be at most {len(gpus)}. Received: {size}.")

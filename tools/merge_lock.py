@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.shared.stage import StageError, run
+from stages.shared.stage import StageError
+from tools.command import run
 from tools.pipeline import parse_lock, write_lock
 
 

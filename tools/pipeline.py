@@ -13,7 +13,8 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from stages.shared.stage import StageError, run
+from stages.shared.stage import StageError
+from tools.command import run
 
 LOCK = Path("dvc.lock")
 ATTEMPTS = 5
@@ -57,7 +58,7 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
     Raises:
         StageError: if there is no such target, dvc.yaml is not valid, or another DVC is at work.
     """
-    command = [sys.executable, "-m", "tools.pipeline", *["--put"] * put, *targets]
+    command = [sys.executable, "-m", "tools.pipeline", *["--put"] * put, "--", *targets]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise StageError(done.stderr.strip().removeprefix("error: "))
@@ -190,8 +191,9 @@ def parse_lock(data: bytes, name: str) -> dict[str, Any]:
         values = parse_yaml(data, name) or {"schema": "2.0", "stages": {}}
         if values["schema"] != "2.0":
             raise ValueError(f"schema {values['schema']}")
-        if not all(isinstance(entry, dict) for entry in values["stages"].values()):
-            raise ValueError("a stage without an entry")
+        for entry in values["stages"].values():
+            for kind in ("deps", "outs"):
+                _ = [item["path"] for item in entry.get(kind, [])]
         return dict(values["stages"])
     except (DvcException, ValueError, KeyError, TypeError, AttributeError) as error:
         advice = " `make doctor` says what to do." if name == str(LOCK) else ""

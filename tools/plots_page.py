@@ -9,7 +9,9 @@ import argparse
 import functools
 from pathlib import Path
 
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, outputs
+from tools.command import run
+from tools.pipeline import opened
 
 PAGE = Path(".dvc/plots_page.html")
 VEGA_LITE = "6.4"  # draws what is written for 5 as well, as DVC's templates are
@@ -36,11 +38,8 @@ def main() -> None:
     argparse.ArgumentParser(description="Make `dvc plots` work offline.").parse_args()
     if not PAGE.parent.is_dir():
         raise StageError("There is no .dvc here. Run from the project's root folder.")
-    from dvc.repo import Repo
-
-    with outputs(PAGE) as (partial,):
+    with opened() as repo, outputs(PAGE) as (partial,), repo.config.edit("local") as config:
         partial.write_text(HTML.replace("{script}", vega_script()), encoding="utf-8")
-    with Repo(".") as repo, repo.config.edit("local") as config:
         config.setdefault("plots", {})["html_template"] = PAGE.name
     print(f"`dvc plots` now works offline, with {PAGE}")
 

@@ -3,7 +3,7 @@
     python -m tools.predict VARIANT_OR_KERAS_FILE IMAGE ... [--top 3] [--json]
 
 An image is any file that Pillow reads, a folder of them, or `-` for standard input. It is turned
-upright, put on white where it is transparent, cut to a square at its centre and shrunk to the size
+upright, put on white where it is transparent, cut to a square at its centre and scaled to the size
 that the model takes. Each file gets a line with its likeliest classes, or what is wrong with it;
 the exit status is 1 if any file could not be read.
 """
@@ -22,7 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.evaluate import load_model
 from stages.shared import params
-from stages.shared.stage import StageError, run
+from stages.shared.stage import StageError
+from tools.command import count, run
 from tools.results import RESULTS, Result, Revision
 
 STANDARD_INPUT = "-"
@@ -33,11 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Name what is in images.")
     parser.add_argument("model", help="a key of params.yaml's variants, or a .keras file")
     parser.add_argument("images", nargs="+", help="image files, folders of them, or -")
-    parser.add_argument("--top", type=int, default=3, help="how many classes to name")
+    parser.add_argument("--top", type=count, default=3, help="how many classes to name")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
-    if args.top < 1:
-        raise StageError(f"--top must be at least 1. Received: {args.top}.")
 
     path, classes = find(args.model)
     names = [name for given in args.images for name in files(given)]
@@ -57,6 +56,8 @@ def find(model: str) -> tuple[Path, list[str]]:
     """
     path = Path(model)
     if path.suffix == ".keras":
+        if not path.exists():
+            raise StageError(f"{path} is not there.")
         return path, class_names(path.parent.parent.name, path.parent.name)
     variant = params.load().variant(model)
     path = weights_of(model, variant)
@@ -102,12 +103,17 @@ def class_names(dataset: str, variant: str) -> list[str]:
 def files(given: str) -> list[str]:
     """The image files that an argument stands for: itself, or what a folder shows, sorted."""
     path = Path(given)
-    if given == STANDARD_INPUT or not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError:  # such as a name that is too long: whoever opens it tells
+        is_folder = False
+    if given == STANDARD_INPUT or not is_folder:
         return [given]
-    inside = sorted(str(each) for each in path.rglob("*") if each.is_file() and each.name[0] != ".")
-    if not inside:
+    inside = [each.relative_to(path) for each in path.rglob("*") if each.is_file()]
+    shown = [each for each in inside if not any(part[0] == "." for part in each.parts)]
+    if not shown:
         raise StageError(f"A folder must hold images. Received: {given}, which has none.")
-    return inside
+    return sorted(str(path / each) for each in shown)
 
 
 class Predictor:

@@ -6,10 +6,11 @@
 import argparse
 from pathlib import Path
 
-from stages.shared.stage import StageError, duration, outputs, run
+from stages.shared.stage import StageError, duration, outputs
+from tools.command import run
 from tools.compare import t_test
 from tools.results import Result, Revision
-from tools.show import interval, markdown, measured, published
+from tools.show import figure, interval, markdown, measured, published
 
 README = Path("README.md")
 BASE = "cifar10-air90"  # its ablations are the variants whose names begin with this and a dash
@@ -37,9 +38,13 @@ def main() -> None:
         print("\n\n".join(tables().values()))
         return
     text = README.read_text(encoding="utf-8")
+    new = updated(text)
+    if new == text:
+        print(f"{README} was up to date.")
+        return
     with outputs(README) as (partial,):
-        partial.write_text(updated(text), encoding="utf-8")
-    print(f"{README} is up to date")
+        partial.write_text(new, encoding="utf-8")
+    print(f"{README} has new tables.")
 
 
 def updated(text: str) -> str:
@@ -96,7 +101,7 @@ def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
             _, low, high = t_test(points, variances)
             difference += f" ({low:+.2f} to {high:+.2f})"
     seconds = "-" if row["train_seconds"] is None else duration(row["train_seconds"])
-    return (name, measured(row), difference, seconds, f"{row['parameters']:,}")
+    return (name, measured(row), difference, seconds, figure(row["parameters"], ","))
 
 
 def line(result: Result) -> tuple[str, ...]:
@@ -118,7 +123,7 @@ def line(result: Result) -> tuple[str, ...]:
         precision,
         "-" if seconds is None else duration(seconds),
         row["device"] or "-",
-        f"{row['parameters']:,}",
+        figure(row["parameters"], ","),
     ]
     return tuple(cells)
 

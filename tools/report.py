@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from stages.shared.stage import StageError, duration, outputs, run, size
+from stages.shared.stage import StageError, duration, outputs, size
 from tools import compare
+from tools.command import run
 from tools.plots_page import vega_script
 from tools.results import (
     RESULTS,
@@ -648,9 +649,14 @@ def galleries(
                 continue
             state = result.revision.commit or WORKSPACE
             file = Path("figures", state, dataset, f"{figure}.png")
+            try:
+                width, height = Image.open(BytesIO(data)).size
+            except UnidentifiedImageError:
+                raise StageError(
+                    f"results/{file} must be an image. Received: none. `dvc repro plot@{dataset}`."
+                ) from None
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)
-            width, height = Image.open(BytesIO(data)).size
             text = f"{readable(figure)}, {title}"
             images.append({"file": str(file), "text": text, "width": width, "height": height})
         if images:

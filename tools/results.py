@@ -5,7 +5,6 @@ Files that git has are read from git; what DVC keeps, from its cache or a remote
 
 import csv
 import io
-import json
 import math
 import re
 import subprocess
@@ -22,12 +21,14 @@ from scipy.special import stdtrit
 
 from stages.shared import params
 from stages.shared.stage import StageError
+from tools import schema
 from tools.git import git
 from tools.pipeline import LOCK, opened, parse_lock
 
 RESULTS = Path("results")
 WORKSPACE = "workspace"
 SAME_ACCURACY = 1e-6
+CSV_ERRORS = (ValueError, KeyError, TypeError, csv.Error)
 
 PUBLISHED = {  # accuracies as their sources give them; shown beside ours, never computed with
     "cifar10-simple": 0.7182,
@@ -90,7 +91,7 @@ class Revision:
         if self.commit is None:
             try:
                 return path.read_bytes()
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
         try:
             if self._warned and not self._is_here(path):
@@ -116,19 +117,6 @@ class Revision:
                 file=sys.stderr,
             )
         self._warned = True
-
-    def read_json(self, path: Path) -> dict[str, Any]:
-        """A JSON file's values, none if there is no such file.
-
-        Raises:
-            StageError: if it is no JSON.
-        """
-        data = self.read(path)
-        try:
-            values: dict[str, Any] = json.loads(data) if data is not None else {}
-        except ValueError as error:
-            raise StageError(f"{path} must be JSON. Received: {error}. Run `dvc repro`.") from None
-        return values
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -261,9 +249,23 @@ class Result:
 
     @cached_property
     def curves(self) -> list[dict[str, str]]:
-        """The rows of every epoch."""
-        text = self.revision.read(self.path("curves", ".csv")) or b""
-        return list(csv.DictReader(io.StringIO(text.decode())))
+        """The rows of every epoch.
+
+        Raises:
+            StageError: if that is not what train writes.
+        """
+        path = self.path("curves", ".csv")
+        try:
+            text = (self.revision.read(path) or b"").decode()
+            rows = list(csv.DictReader(io.StringIO(text)))
+            for row in rows:
+                int(row["epoch"])
+                _ = [float(value or "nan") for value in row.values()]
+        except CSV_ERRORS as error:
+            raise StageError(
+                f"{path} must be what train writes. Received: {error!r}. Run `dvc repro`."
+            ) from None
+        return rows
 
     @cached_property
     def predictions(self) -> "Predictions | None":
@@ -281,7 +283,7 @@ class Result:
             for row in csv.DictReader(io.StringIO(data.decode())):
                 of_seed = found.setdefault(row["seed"], {})
                 of_seed[int(row["index"])] = row["true"], row["predicted"]
-        except (ValueError, KeyError, TypeError) as error:
+        except CSV_ERRORS as error:
             raise StageError(
                 f"{path} must be what evaluate writes. Received: {error!r}. Run `dvc repro`."
             ) from None
@@ -315,8 +317,7 @@ class Result:
     def row(self) -> dict[str, Any]:
         """The figures of a table's line; None is what is not there yet."""
         environment = (self.record.get("environment") or [{}])[0]
-        known = self.metrics.keys() >= {"accuracy", "accuracy_low", "accuracy_high"}
-        low, high = accuracy_interval(self.metrics) if known else (None, None)
+        low, high = accuracy_interval(self.metrics) if self.metrics else (None, None)
         return {
             "variant": self.variant,
             "revision": self.revision.name,
@@ -359,7 +360,10 @@ class Result:
         return self.variant in self.revision.trained_since
 
     def _json(self, kind: str) -> dict[str, Any]:
-        return self.revision.read_json(self.path(kind, ".json"))
+        """A file's values, none if there is no such file."""
+        path, of = self.path(kind, ".json"), self.revision
+        data = of.read(path)
+        return schema.parse(data, kind, path, of.name if of.commit else "") if data else {}
 
 
 def replaceable(folder: Path, *marks: str) -> Path:
@@ -438,6 +442,8 @@ def revisions(names: Iterable[str], experiments: bool = False) -> list[Revision]
         for name in names or [WORKSPACE]:
             try:
                 commit = None if name == WORKSPACE else resolve_rev(repo.scm, name)
+                if commit and git("cat-file", "-t", commit) != "commit":
+                    raise RevError("no commit")
             except RevError as error:
                 raise StageError(
                     "A revision must be a commit, a branch, a tag, an experiment or "
@@ -476,6 +482,6 @@ def datasets_of(revisions: Iterable[Revision], wanted: Iterable[str]) -> list[st
     wanted = dict.fromkeys(wanted)
     if unknown := [name for name in wanted if name not in known]:
         raise StageError(
-            f"Datasets must be among {', '.join(known)}. Received: {', '.join(unknown)}."
+            f"Datasets must be among {', '.join(known) or 'none'}. Received: {', '.join(unknown)}."
         )
     return list(wanted or known)

@@ -3,7 +3,8 @@
     python -m tools.show [DATASET ...] [--sort COLUMN] [--revs REV ...] [--experiments]
                          [--md | --csv | --json]
 
-Reads only what git has: params.yaml, dvc.lock, results/metrics and results/runs.
+Reads only what git has: params.yaml, dvc.lock, results/metrics and results/runs. The figures that
+it counts are those that lie here, whatever --revs names.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from stages.shared.stage import run
+from tools.command import run
 from tools.results import PUBLISHED_OF, RESULTS, Result, datasets_of, revisions
 
 HEADER = ("variant", "accuracy", "95 % interval", "loss", "parameters", "seeds", "s/seed", "device")
@@ -69,7 +70,7 @@ def ordered(results: list[Result], column: str | None) -> list[Result]:
 
 
 def line(result: Result) -> tuple[str, ...]:
-    """One variant's cells; what is not there yet is a dash."""
+    """One variant's cells; dashes if it has not been evaluated."""
     row = result.row
     if row["accuracy"] is None:
         return (result.variant, "-", "not evaluated yet", *["-"] * (len(HEADER) - 3))
@@ -77,12 +78,17 @@ def line(result: Result) -> tuple[str, ...]:
         result.variant,
         measured(row),
         interval(row),
-        f"{row['loss']:.3f}",
-        f"{row['parameters']:,}",
-        str(row["seeds"]),
-        "-" if row["train_seconds"] is None else f"{row['train_seconds']:,.0f}",
+        figure(row["loss"], ".3f"),
+        figure(row["parameters"], ","),
+        figure(row["seeds"], ""),
+        figure(row["train_seconds"], ",.0f"),
         row["device"] or "-",
     )
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in a form; a dash is what is not there."""
+    return "-" if value is None else format(value, form)
 
 
 def measured(row: dict[str, Any]) -> str:
@@ -124,7 +130,9 @@ def print_rows(rows: list[dict[str, Any]], form: str) -> None:
     if form == "json":
         print(json.dumps(rows, indent=1))
         return
-    writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+    if not rows:
+        return
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 

@@ -7,6 +7,7 @@ Optuna's to say. It compares accuracies on validation images: the test images ar
 
 import copy
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -32,6 +33,7 @@ from tools.pipeline import Step
 LOGS = Path("logs/sweeps")
 POLL_SECONDS = 0.5
 CHECKED = 1000  # combinations, which takes seconds
+LONGEST_NAME = 150  # letters of an experiment's name
 REPEATS = 100  # in a row, of trials there have been: then Optuna is taken to have no others
 STARTUP_TRIALS = 8  # at random, before Optuna has something to learn from
 
@@ -222,7 +224,10 @@ class Sweep:
         """An experiment's name, such as `cifar10-lenet_learning_rate-0.05`."""
         parts = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
         seeds = [f"seeds-{self.seeds}"] if self.seeds else []
-        return "_".join([self.variant, *parts, *seeds])
+        name = "_".join([self.variant, *parts, *seeds])
+        if len(name) > LONGEST_NAME:  # of what git makes a file's name
+            name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return name
 
     def run(
         self, connection: cluster.Connection | local.Local, source: cluster.Source
@@ -248,7 +253,7 @@ class Sweep:
                     display.started(name)
                 for reference in connection.finished(list(running), POLL_SECONDS):
                     trial, found = running.pop(reference)
-                    found |= self.conclude(trial, connection.outcome(reference), found["name"])
+                    found |= self.conclude(trial, outcome_of(connection, reference), found["name"])
                     if not (found["error"] or source.cache):
                         found["error"] = pull(found["name"], source)
                     detail = found["error"] or f"{np.mean(found['accuracies']):.2%}"
@@ -295,6 +300,14 @@ class Sweep:
         return {"accuracies": accuracies, "error": ""}
 
 
+def outcome_of(connection: cluster.Connection | local.Local, reference: Any) -> dict[str, Any]:
+    """What came of a trial; one that could not be run at all must not end the others."""
+    try:
+        return connection.outcome(reference)
+    except (StageError, OSError) as error:
+        return {"code": 1, "log": b"", "error": str(error)}
+
+
 def check_key(tree: dict[str, Any], key: str) -> None:
     """Whether params.yaml has that key.
 
@@ -316,20 +329,20 @@ def the_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> st
         StageError: if there is none, or more than one.
     """
     variants = tree["variants"]
-    named = [target.removeprefix("train@") for target in targets]
-    found = [
+    named = [target.partition("@")[2] for target in targets]
+    using = [
         name
         for name, variant in variants.items()
         if all(
             key.startswith((f"variants.{name}.", f"recipes.{variant['recipe']}.")) for key in keys
         )
-        and (not named or name in named)
     ]
+    found = [name for name in using if not named or name in named]
     if len(found) != 1 or len(named) > 1:
         raise StageError(
             "A sweep is of one variant: name one target, train@VARIANT, and keys that it uses. "
             f"Received: {', '.join(targets) or 'no target'}, for {', '.join(keys)}; with such "
-            f"parameters: {', '.join(found) or 'none'}."
+            f"parameters: {', '.join(using) or 'none'}."
         )
     return found[0]
 

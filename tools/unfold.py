@@ -11,8 +11,9 @@ import re
 from collections import Counter
 
 from stages.shared import params
-from stages.shared.stage import StageError, outputs, run
+from stages.shared.stage import StageError, outputs
 from tools import node
+from tools.command import run
 
 COMMENT = re.compile(r"(?:^|\s)(#.*)", re.MULTILINE)
 

@@ -11,6 +11,7 @@ import argparse
 import ast
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ from stages.shared.stage import StageError, run
 
 PATH = Path("params.yaml")
 MODELS = Path(__file__).resolve().parents[1] / "models"
+CONFIG_TYPE = re.compile(r"(list\[)*(int|float|str|bool)\]*")
 DAMAGE = (  # what is raised on text that is no YAML, and on tags that do not fit their values
     YAMLError,
     ValueError,
@@ -165,7 +167,7 @@ class Augmentation(Section):
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]  # up to this much, either way
     shift_fraction: Fraction  # of the height and of the width, up to this much, either way
     pad_crop_pixels: Annotated[int, Field(ge=0, le=16)]  # padding on each side, then a crop
-    cutout_pixels: Annotated[int, Field(ge=0, le=32)]  # the side of a square made grey
+    cutout_pixels: Annotated[int, Field(ge=0, le=32)]  # the side of a square in the mean colour
     horizontal_flip: Literal["none", "random", "alternating"]  # each image in every other epoch
     fill: Literal["nearest", "reflect", "black"]  # what is outside of the image
 
@@ -261,14 +263,17 @@ class Variant(Section):
         return seeds
 
 
+Dataset = Cifar | Shapes
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
-    datasets: dict[Key, Annotated[Cifar | Shapes, Field(discriminator="source")]]
+    datasets: dict[Key, Annotated[Dataset, Field(discriminator="source")]]
     recipes: dict[Key, Recipe]
     variants: dict[Key, Variant]
 
-    def dataset(self, name: str) -> Cifar | Shapes:
+    def dataset(self, name: str) -> Dataset:
         return self.datasets[_known(name, self.datasets, "datasets")]
 
     def variant(self, name: str) -> Variant:
@@ -324,23 +329,22 @@ def _config_problems(key: str, variant: Variant) -> list[str]:
     """What `check_config` complains of, a line each.
 
     Raises:
-        StageError: if the model's own arguments are at fault.
+        StageError: if the model file is at fault.
     """
-    arguments = _config_arguments(MODELS / f"{variant.model}.py")
-    fields: dict[str, Any] = {name: (kind, ...) for name, kind in arguments.items()}
+    path = MODELS / f"{variant.model}.py"
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in _config_arguments(path).items()}
     try:
         schema = pydantic.create_model("Config", __base__=Section, **fields)
         schema.model_rebuild()
-    except (pydantic.PydanticUserError, NameError, TypeError):
+    except (pydantic.PydanticUserError, NameError, TypeError):  # such as `model_config`
         raise StageError(
-            f"The keyword arguments of '{variant.model}' must be int, float, str, bool or lists of "
-            f"them. Received: {arguments}."
+            f"{path}: an argument of build needs another name. Received: {', '.join(fields)}."
         ) from None
     try:
         schema.model_validate(variant.config)
     except pydantic.ValidationError as error:
-        path = f"variants.{key}.config"
-        return [_describe(item, schema, path) for item in error.errors()]
+        where = f"variants.{key}.config"
+        return [_describe(item, schema, where) for item in error.errors()]
     return []
 
 
@@ -379,7 +383,8 @@ def _in_short(error: Exception) -> str:
     if not isinstance(error, MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
-    return f"{error.problem or error.context}" + (f", line {mark.line + 1}" if mark else "")
+    what = (error.problem or error.context or "").partition(" with value ")[0]  # of a repeated key
+    return what + (f", line {mark.line + 1}" if mark else "")
 
 
 def _read_yaml(path: Path) -> Any:
@@ -494,20 +499,43 @@ def _step(kind: Any, part: Any) -> tuple[Any, bool]:
 def _config_arguments(path: Path) -> dict[str, str]:
     """The keyword-only arguments of `build` in a model file, and their types as written there."""
     try:
-        tree = ast.parse(path.read_text(), path.name)
-    except SyntaxError as error:
+        tree = ast.parse(path.read_bytes(), path.name)
+    except (SyntaxError, ValueError, OSError) as error:
         raise StageError(f"{path} must be Python. Received: {error}.") from None
+    for node in ast.walk(tree):
+        if "stages" in _imported(node):
+            raise StageError(
+                f"{path} may import packages, and no file of this project: DVC would not see that "
+                f"it changes. Received: {ast.unparse(node)}."
+            )
     build = next(
         (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"),
         None,
     )
     if build is None:
         raise StageError(f"{path} must define build(input_shape, num_classes, *, ...).")
-    return {
-        argument.arg: ast.unparse(argument.annotation)
-        for argument in build.args.kwonlyargs
-        if argument.annotation is not None
-    }
+    given = build.args
+    found = {each.arg: ast.unparse(each.annotation or ast.Name("")) for each in given.kwonlyargs}
+    if (
+        len(given.posonlyargs + given.args) > 2
+        or any(given.kw_defaults)
+        or not all(map(CONFIG_TYPE.fullmatch, found.values()))
+    ):
+        raise StageError(
+            f"{path}: the arguments of build after num_classes must follow `*`, each with a type "
+            "(int, float, str, bool or lists of them) and without a default. Received: "
+            f"{ast.unparse(given)}."
+        )
+    return found
+
+
+def _imported(node: ast.AST) -> set[str]:
+    """The packages that a statement imports from; this project's `stages` if it is relative."""
+    if isinstance(node, ast.ImportFrom):
+        return {"stages" if node.level else (node.module or "").split(".")[0]}
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return set()
 
 
 def main() -> None:
