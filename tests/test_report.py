@@ -310,6 +310,14 @@ def test_images_are_shown_in_their_own_size(make: Callable[..., str]) -> None:
     assert page.count('width="31" height="17"') == len(report.GALLERIES)
 
 
+def test_a_damaged_figure_is_an_error_that_names_it(make: Callable[..., str]) -> None:
+    make(1)
+    path = Path(f"results/figures/toys/toys-00-{report.GALLERIES[0]}.png")
+    path.write_bytes(b"no image")
+    with pytest.raises(StageError, match=f"{path} must be an image"):
+        report.main()
+
+
 def test_without_results_there_is_no_report(make: Callable[..., str]) -> None:
     with pytest.raises(StageError, match="no results to report yet"):
         make(2, evaluated=0)

@@ -353,6 +353,7 @@ def test_an_unknown_dataset_is_an_error_and_prints_no_table(
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
+        ("metrics", "", "Expecting value"),
         ("metrics", "{", "Expecting property name"),
         ("metrics", "[]", "the whole: Input should be"),
         ("metrics", '{"accuracy": 0.8}', "accuracy_low: Field required"),

@@ -644,7 +644,8 @@ def galleries(
     for title, figures, result in wanted:
         images = []
         for figure in figures:
-            data = result.revision.read(RESULTS / "figures" / dataset / f"{figure}.png")
+            path = RESULTS / "figures" / dataset / f"{figure}.png"
+            data = result.revision.read(path)
             if data is None:
                 continue
             state = result.revision.commit or WORKSPACE
@@ -653,7 +654,7 @@ def galleries(
                 width, height = Image.open(BytesIO(data)).size
             except UnidentifiedImageError:
                 raise StageError(
-                    f"results/{file} must be an image. Received: none. `dvc repro plot@{dataset}`."
+                    f"{path} must be an image. Received: none. `dvc repro plot@{dataset}`."
                 ) from None
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)

@@ -363,7 +363,9 @@ class Result:
         """A file's values, none if there is no such file."""
         path, of = self.path(kind, ".json"), self.revision
         data = of.read(path)
-        return schema.parse(data, kind, path, of.name if of.commit else "") if data else {}
+        if data is None:
+            return {}
+        return schema.parse(data, kind, path, of.name if of.commit else "")
 
 
 def replaceable(folder: Path, *marks: str) -> Path:
