@@ -20,8 +20,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from stages.shared.dataset import Split, load_split
 from stages.shared.stage import StageError, argument_parser, outputs, run, size
@@ -37,7 +44,8 @@ DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-STYLES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 CURVES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 plt.rcParams.update(
@@ -67,11 +75,6 @@ class Results:
     record: dict[str, Any]
     augmented: np.ndarray
     examples: dict[str, np.ndarray]
-
-    @property
-    def first_seed(self) -> dict[str, Any]:
-        seed: dict[str, Any] = next(iter(self.details["seeds"].values()))
-        return seed
 
 
 def main() -> None:
@@ -173,24 +176,32 @@ def mean_curve(variant: Results, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plot_learning_curves(dataset: str, variants: list[Results]) -> Figure:
-    """Loss and accuracy per epoch, on the training and on the validation images."""
+    """Loss and accuracy per epoch, on the training and on the validation images.
+
+    Epochs are on a logarithmic scale, as one variant may train for two and another for a hundred.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True)
-    titles = ("Training loss", "Training accuracy", "Validation loss", "Validation accuracy")
+    titles = (
+        "Training loss, as each recipe defines it",
+        "Training accuracy",
+        "Validation loss, as each recipe defines it",
+        "Validation accuracy",
+    )
     for axis, column, title in zip(axes.flat, CURVES, titles, strict=True):
         for number, variant in enumerate(variants):
             epochs, values = mean_curve(variant, column)
             if len(epochs):
                 marker = "." if len(epochs) < 30 else ""
-                axis.plot(epochs, values, label=variant.short_name, marker=marker, **style(number))
+                label, style = variant.short_name, line_style(number)
+                axis.plot(epochs, values, label=label, marker=marker, **style)
         axis.set_title(title)
-        if axis.lines:
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        else:
+        logarithmic(axis)
+        if not axis.lines:
             axis.text(
                 0.5, 0.5, "no variant holds out images", ha="center", transform=axis.transAxes
             )
         if column.endswith("accuracy"):
-            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            in_percent(axis.yaxis)
     for axis in axes[1]:
         axis.set_xlabel("Epoch")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -199,14 +210,34 @@ def plot_learning_curves(dataset: str, variants: list[Results]) -> Figure:
     return figure
 
 
-def style(number: int) -> dict[str, Any]:
-    """A line's colour and dashes: forty lines can be told apart."""
-    return {"color": f"C{number % 10}", "linestyle": STYLES[number // 10 % len(STYLES)]}
+def line_style(number: int) -> dict[str, Any]:
+    """A variant's colour and dashes: forty lines can be told apart."""
+    return {"color": f"C{number % 10}", "linestyle": DASHES[number // 10 % len(DASHES)]}
+
+
+def point_style(number: int) -> dict[str, Any]:
+    """A variant's colour and marker: forty points can be told apart."""
+    marker = MARKERS[number // 10 % len(MARKERS)]
+    return {"color": f"C{number % 10}", "linestyle": "", "marker": marker}
+
+
+def logarithmic(axis: Axes) -> None:
+    """A logarithmic x-axis whose labels are whole numbers: 1, 2, 5, 10 and so on."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def in_percent(axis: Axis) -> None:
+    """Labels a share in percent, at steps that need no rounding."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1))
 
 
 def plot_cost(dataset: str, variants: list[Results]) -> Figure:
     """Accuracy with its interval against parameters and against training time."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), sharey=True)
     costs: list[tuple[str, Callable[[Results], float]]] = [
         ("Parameters", lambda variant: float(variant.metrics["parameters"])),
         ("Training time in seconds, per seed", lambda variant: variant.record["train_seconds"]),
@@ -219,22 +250,18 @@ def plot_cost(dataset: str, variants: list[Results]) -> Figure:
                 cost(variant),
                 accuracy,
                 yerr=[[accuracy - low], [high - accuracy]],
-                fmt="o",
                 capsize=3,
-                color=style(number)["color"],
+                label=variant.short_name,
+                **point_style(number),
             )
-            axis.annotate(
-                variant.short_name, (cost(variant), accuracy), (7, 5), textcoords="offset points"
-            )
-        axis.set_xscale("log")
-        axis.margins(x=0.25)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axis)
+        axis.margins(x=0.1)
         axis.tick_params(axis="x", rotation=30)
         axis.set_xlabel(label)
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_ylabel("Test accuracy, 95 % interval")
+        in_percent(axis.yaxis)
+    axes[0].set_ylabel("Test accuracy, 95 % interval for other test images")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
     figure.suptitle(f"{dataset}: accuracy and what it costs")
     return figure
 
@@ -252,14 +279,13 @@ def plot_per_class(dataset: str, variants: list[Results], classes: tuple[str, ..
         axis.plot(
             recall[number, order],
             np.arange(len(order)),
-            "o",
             alpha=0.8,
-            color=style(number)["color"],
             label=variant.short_name,
+            **point_style(number),
         )
     axis.set_yticks(np.arange(len(order)), [readable(classes[index]) for index in order])
     axis.set_xlim(0, 1.02)
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    in_percent(axis.xaxis)
     axis.set_xlabel("Share of the class's test images that are recognised, mean over seeds")
     figure.legend(loc="outside lower center", ncols=5)
     axis.set_title(title)
@@ -321,7 +347,7 @@ def plot_top_confusions(variant: Results) -> Figure:
         ],
     )
     axis.invert_yaxis()
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    in_percent(axis.xaxis)
     axis.set_xlabel("Share of the true class's test images")
     axis.set_title(f"{title_of(variant)}: the most frequent confusions")
     return figure

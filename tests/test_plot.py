@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,9 @@ def test_each_learning_curve_is_under_its_title() -> None:
     found = {axis.get_title(): [line.get_ydata()[0] for line in axis.lines] for axis in figure.axes}
     plt.close(figure)
     assert found == {
-        "Training loss": [1],
+        "Training loss, as each recipe defines it": [1],
         "Training accuracy": [0.2],
-        "Validation loss": [3],
+        "Validation loss, as each recipe defines it": [3],
         "Validation accuracy": [0.4],
     }
 
@@ -271,13 +271,35 @@ def test_an_accuracy_has_its_interval_and_its_costs() -> None:
     for axis, cost in zip(axes, (1000, 12.5), strict=True):
         _, _, (bars,) = axis.containers[0]
         np.testing.assert_allclose(bars.get_segments(), [[[cost, 0.5], [cost, 0.8]]])
-        (note,) = axis.texts
-        assert (note.get_text(), note.xy) == ("x", (cost, 0.6))
+        (line,) = axis.lines[:1]
+        assert line.get_xydata().tolist() == [[cost, 0.6]]
+        assert axis.get_legend_handles_labels()[1] == ["x"]
 
 
-def test_forty_lines_can_be_told_apart() -> None:
-    styles = {tuple(plot.style(number).values()) for number in range(40)}
-    assert len(styles) == 40
+@pytest.mark.parametrize("style", [plot.line_style, plot.point_style])
+def test_forty_variants_can_be_told_apart(style: Callable[[int], dict[str, Any]]) -> None:
+    assert len({tuple(style(number).values()) for number in range(40)}) == 40
+
+
+@pytest.mark.parametrize("values", [(0.782, 0.924), (0.31, 0.9), (0.951, 0.963), (0, 1)])
+def test_percents_are_not_rounded(values: tuple[float, float]) -> None:
+    _, axis = plt.subplots()
+    axis.set_ylim(*values)
+    plot.in_percent(axis.yaxis)
+    ticks = axis.yaxis.get_majorticklocs()
+    labels = axis.yaxis.get_major_formatter().format_ticks(ticks)
+    assert [float(label.rstrip("%")) for label in labels] == pytest.approx(100 * ticks)
+
+
+def test_epochs_are_labelled_with_whole_numbers() -> None:
+    rows = [{"epoch": str(epoch), "loss": "1"} for epoch in (1, 3, 120)]
+    axis = plot.plot_learning_curves("toys", [results(rows)]).axes[2]
+    axis.figure.canvas.draw()
+    low, high = axis.get_xlim()
+    labels = {
+        text.get_text() for text in axis.get_xticklabels() if low <= text.get_position()[0] <= high
+    }
+    assert labels == {"1", "2", "5", "10", "20", "50", "100"}
 
 
 def test_a_model_without_mistakes_can_be_drawn(tmp_path: Path) -> None:
