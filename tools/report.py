@@ -44,6 +44,7 @@ TOP_CONFUSIONS = 30
 CALIBRATION_IMAGES = 10  # a bin of fewer tells nothing
 CONFIDENCE = f"Confidence, first seed, bins of {CALIBRATION_IMAGES} images and more"
 FEW_EPOCHS = 30  # up to this, each epoch is a point
+EPOCHS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # what the axis of epochs is labelled with
 FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
@@ -368,7 +369,8 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
             "field": "epoch",
             "type": "quantitative",
             "title": "Epoch",
-            "axis": {"tickMinStep": 1},
+            "scale": {"type": "log", "nice": False},  # one trains for two epochs, one for a hundred
+            "axis": {"values": EPOCHS},
         },
         "y": {
             "field": "value",
