@@ -200,7 +200,12 @@ def opened(clone: Path, scratch: Path, *targets: str) -> Iterator[Project]:
         yield project
 
 
-def project_tree() -> Tree:
-    """The parameters of a clone."""
+def project_tree(*variants: str) -> Tree:
+    """The parameters of a clone: all, or only these variants with what they use."""
     tree: Tree = yaml.load(PARAMS.read_text(), yaml.CSafeLoader)
+    if variants:
+        tree["variants"] = {name: tree["variants"][name] for name in variants}
+        for section, field in (("datasets", "dataset"), ("recipes", "recipe")):
+            used = {variant[field] for variant in tree["variants"].values()}
+            tree[section] = {name: each for name, each in tree[section].items() if name in used}
     return tree

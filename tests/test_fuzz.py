@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import PARAMS
+from rerunning import project_tree
 
 from stages import evaluate
 from stages.datasets.cifar import Layout, Member, read_archive
@@ -596,16 +596,7 @@ SCALARS = """
 
 @cache
 def toy_params() -> dict[str, Any]:
-    """Datasets, recipes and variants that are known, but only what two variants need."""
-    known = yaml.safe_load(PARAMS.read_text())
-    variants = {key: known["variants"][key] for key in VARIANTS}
-    return {
-        "datasets": {
-            each["dataset"]: known["datasets"][each["dataset"]] for each in variants.values()
-        },
-        "recipes": {each["recipe"]: known["recipes"][each["recipe"]] for each in variants.values()},
-        "variants": variants,
-    }
+    return project_tree(*VARIANTS)
 
 
 def original_params() -> bytes:

@@ -1,5 +1,6 @@
 """tools/gate.py: each reason not to merge is found, and nothing else. Stand-ins ran the stages."""
 
+import copy
 import json
 import os
 import platform
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
-from rerunning import Project, Tree, opened
-from test_merge_lock import copy_of, git
+from rerunning import Project, Tree, opened, project_tree
+from test_merge_lock import git
 
 from stages.shared.stage import StageError
 from tools import changes, doctor, gate, pipeline
@@ -24,7 +25,6 @@ from tools.git import git as tools_git
 from tools.results import leaves
 
 TRAINED, OTHER, WAITING = "shapes-lenet", "shapes-simple", "cifar10-lenet"
-KEPT = ("shapes", "cifar10", TRAINED, OTHER, WAITING)
 TRAINING = f"train@{TRAINED}"
 METRICS = Path(f"results/metrics/shapes/{TRAINED}.json")
 Gate = Callable[..., list[str]]
@@ -33,12 +33,8 @@ Gate = Callable[..., list[str]]
 @pytest.fixture(scope="module")
 def repository(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """Two variants with results and one that waits for its training, all committed on main."""
-    whole: Tree = yaml.safe_load((clone / "params.yaml").read_text())
-    for name in ("datasets", "variants"):
-        whole[name] = {key: value for key, value in whole[name].items() if key in KEPT}
-    used = {variant["recipe"] for variant in whole["variants"].values()}
-    whole["recipes"] = {key: whole["recipes"][key] for key in used}
-    shapes = copy_of(whole)
+    whole = project_tree(TRAINED, OTHER, WAITING)
+    shapes = copy.deepcopy(whole)
     del shapes["datasets"]["cifar10"], shapes["variants"][WAITING]
     (clone / "params.yaml").write_text(yaml.safe_dump(shapes, sort_keys=False))
     with opened(clone, tmp_path_factory.mktemp("standin")) as project:
@@ -121,7 +117,7 @@ def test_what_is_up_to_date_passes(project: Project, failures: Gate) -> None:
 
 
 def test_a_parameter_changed_without_a_run_fails(project: Project, failures: Gate) -> None:
-    tree = copy_of(project.tree)
+    tree = copy.deepcopy(project.tree)
     tree["recipes"]["demo"]["epochs"] += 1
     project.write_params(tree)
     only(failures(), f"train@{TRAINED}", "recipes.demo.epochs", "dvc repro train@", " then, ")
@@ -204,7 +200,7 @@ def test_a_pipeline_that_cannot_be_read_fails(project: Project, failures: Gate) 
 
 
 def test_parameters_that_are_not_valid_fail(project: Project, failures: Gate) -> None:
-    tree = copy_of(project.tree)
+    tree = copy.deepcopy(project.tree)
     tree["variants"][WAITING]["seeds"] = "many"
     project.write_params(tree)
     assert any(f"variants.{WAITING}.seeds" in line for line in failures())
@@ -213,7 +209,7 @@ def test_parameters_that_are_not_valid_fail(project: Project, failures: Gate) ->
 def test_a_producer_that_ran_again_without_its_consumer_fails(
     project: Project, failures: Gate
 ) -> None:
-    tree = copy_of(project.tree)
+    tree = copy.deepcopy(project.tree)
     tree["variants"][TRAINED]["seeds"] = [11]
     project.write_params(tree)
     project.repro("lineup", f"train@{TRAINED}")
@@ -247,7 +243,7 @@ def test_a_file_of_no_stage_among_results_fails(project: Project, failures: Gate
 def test_of_a_removed_variant_the_results_must_go_and_the_entry_may_stay(
     project: Project, failures: Gate
 ) -> None:
-    tree = copy_of(project.tree)
+    tree = copy.deepcopy(project.tree)
     del tree["variants"][OTHER]
     project.write_params(tree)
     project.repro("lineup", "plot@shapes")
@@ -273,15 +269,15 @@ def test_of_a_removed_variant_the_results_must_go_and_the_entry_may_stay(
 
 
 def test_a_variant_added_without_results_fails(project: Project, failures: Gate) -> None:
-    tree = copy_of(project.tree)
-    tree["variants"]["cifar10-new"] = copy_of(tree)["variants"][WAITING]
+    tree = copy.deepcopy(project.tree)
+    tree["variants"]["cifar10-new"] = copy.deepcopy(tree)["variants"][WAITING]
     project.write_params(tree)
     project.repro("lineup")
     only(failures(), "train@cifar10-new, evaluate@cifar10-new", "is new and has not been run")
 
 
 def test_a_waiting_variants_parameters_can_be_changed(project: Project, failures: Gate) -> None:
-    tree = copy_of(project.tree)
+    tree = copy.deepcopy(project.tree)
     tree["variants"][WAITING]["seeds"] = [1, 2, 3]
     project.write_params(tree)
     project.repro("lineup")
@@ -674,7 +670,7 @@ def test_a_remote_that_is_not_there_by_name(project: Project, failures: Gate) ->
 
 
 def test_the_comment_tells_what_changed(project: Project, failures: Gate, tmp_path: Path) -> None:
-    tree = copy_of(project.tree)
+    tree = copy.deepcopy(project.tree)
     tree["recipes"]["demo"]["epochs"] = 99
     odd = {"model": "deep", "config": {"fan_out": "a|b `c` @team\n<img>"}}
     tree["variants"][WAITING] |= odd

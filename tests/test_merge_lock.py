@@ -1,5 +1,6 @@
 """Merges of dvc.lock: through git and DVC, with stand-ins for the stages' commands."""
 
+import copy
 import itertools
 import re
 import shlex
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from rerunning import Project, Tree, opened
+from rerunning import Project, Tree, opened, project_tree
 
 from stages.shared.stage import StageError
 from tools import merge_lock
@@ -116,9 +117,7 @@ def git(project: Project, *arguments: str, ok: bool = True) -> str:
 @pytest.fixture(scope="module")
 def repository(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """Three variants with results, committed, in a repository with the merge drivers."""
-    tree: Tree = yaml.safe_load((clone / "params.yaml").read_text())
-    tree["variants"] = {name: tree["variants"][name] for name in KEPT}
-    tree["datasets"] = {"shapes": tree["datasets"]["shapes"]}
+    tree = project_tree(*KEPT)
     (clone / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     with opened(clone, tmp_path_factory.mktemp("standin")) as project:
         commit(project, tree, "start")
@@ -137,11 +136,6 @@ def commit(project: Project, tree: Tree, message: str) -> set[str]:
     return ran
 
 
-def copy_of(tree: Tree) -> Tree:
-    copied: Tree = yaml.safe_load(yaml.safe_dump(tree))
-    return copied
-
-
 def merged_on(
     project: Project,
     one: tuple[Edit, str],
@@ -154,10 +148,10 @@ def merged_on(
     """
     git(project, "checkout", "--quiet", "--force", "main")
     start = yaml.safe_load((project.folder / "params.yaml").read_text())
-    together = copy_of(start)
+    together = copy.deepcopy(start)
     for branch, (edit, name) in (("one", one), ("two", two)):
         git(project, "checkout", "--quiet", "--force", "-B", branch, "main")
-        tree = copy_of(start)
+        tree = copy.deepcopy(start)
         edit(tree, name, branch)
         commit(project, tree, branch)
         edit(together, name, branch)

@@ -16,23 +16,20 @@ import pytest
 import yaml
 from conftest import PARAMS, ROOT
 from dvc.utils.serialize import parse_yaml
+from rerunning import project_tree
 
 from stages.shared import params
 from stages.shared.stage import StageError
 
 KNOWN = PARAMS.read_text()
-PARSED = yaml.safe_load(KNOWN)
+PARSED = project_tree()
 KEPT = ("cifar10-simple", "cifar10-deep", "cifar10-shallow", "cifar10-deep-bn", "cifar10-air94")
 KEPT += ("shapes-lenet", "shapes-deep-bn")
 
 
 def parsed() -> dict[str, Any]:
     """The file that the tests have, with fewer variants, and what they use."""
-    found: dict[str, Any] = {"variants": {key: PARSED["variants"][key] for key in KEPT}}
-    for section, field in (("datasets", "dataset"), ("recipes", "recipe")):
-        used = {variant[field] for variant in found["variants"].values()}
-        found[section] = {key: value for key, value in PARSED[section].items() if key in used}
-    return copy.deepcopy(found)
+    return project_tree(*KEPT)
 
 
 def dumped(data: Any) -> str:

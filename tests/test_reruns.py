@@ -41,10 +41,7 @@ def smaller(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     """Another clone with fewer variants and recipes, but each model and each dataset in use."""
     folder = tmp_path_factory.mktemp("smaller") / "clone"
     subprocess.run(["git", "clone", "--quiet", str(clone), str(folder)], check=True)
-    tree = project_tree()
-    tree["variants"] = {name: tree["variants"][name] for name in ONE_EACH}
-    used = {variant["recipe"] for variant in tree["variants"].values()}
-    tree["recipes"] = {name: recipe for name, recipe in tree["recipes"].items() if name in used}
+    tree = project_tree(*ONE_EACH)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     with opened(folder, tmp_path_factory.mktemp("standin")) as project:
         yield project

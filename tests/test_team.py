@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from rerunning import Project, opened
+from rerunning import Project, opened, project_tree
 
 SECONDS = 300  # no command takes longer, whatever else the machine does
 TARGET = "plot@shapes"
@@ -74,10 +74,8 @@ class Person:
 def ann(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
     """She begins: the shapes are up to date, one variant is not trained, origin is bare."""
     team = tmp_path_factory.mktemp("team")
-    tree = yaml.safe_load((clone / "params.yaml").read_text())
     kept = ("shapes-lenet", "shapes-simple", "shapes-convnet", "shapes-deep-bn", "cifar10-lenet")
-    tree["variants"] = {name: tree["variants"][name] for name in kept}
-    tree["datasets"] = {name: tree["datasets"][name] for name in ("shapes", "cifar10")}
+    tree = project_tree(*kept)
     (clone / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     with opened(clone, tmp_path_factory.mktemp("standin"), TARGET) as project:
         person = Person(project, team)
