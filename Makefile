@@ -88,7 +88,7 @@ check: $(STAMP)  ## lint, formatting and types
 doctor: $(STAMP)  ## check the environment and the workspace, and say what to do
 	@python -m tools.doctor
 
-slow: $(STAMP)  ## the tests that take long: faults in every stage, 10,000 mutations of each input
+slow: $(STAMP)  ## the tests that take long: faults in every stage, up to 10,000 mutations of each input
 	@python -m pytest -m slow -s
 
 gate: $(STAMP)  ## may this branch be merged? needs no data

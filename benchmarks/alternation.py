@@ -78,11 +78,11 @@ def shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def random_split(images: int, classes: int = 10) -> Split:
+def random_split(images: int) -> Split:
     """Random numbers in the form of CIFAR: a network takes as long over them as over images."""
     random = np.random.default_rng(0)
     return Split(
         random.integers(0, 256, (images, 32, 32, 3), np.uint8),
-        random.permutation(np.arange(images) % classes).astype(np.uint8),
-        tuple(f"class {number}" for number in range(classes)),
+        random.permutation(np.arange(images) % 10).astype(np.uint8),
+        tuple(f"class {number}" for number in range(10)),
     )

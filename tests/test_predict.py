@@ -181,7 +181,8 @@ def project(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         (weights / f"seed-{seed}.keras").symlink_to(model)
     details = tmp_path / "results/details/shapes/shapes-lenet.json"
     details.parent.mkdir(parents=True)
-    details.write_text(json.dumps({"classes": CLASSES}))
+    seed = {"accuracy": 0.5, "confusion": [], "per_class": [], "calibration": []}
+    details.write_text(json.dumps({"classes": CLASSES, "seeds": {"1": seed}}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -192,9 +193,10 @@ def test_a_variant_stands_for_its_first_seed_and_the_names_of_its_classes(projec
     second = first.with_name("seed-2.keras")
     assert predict.find(str(second)) == (second, CLASSES)
     details = Path("results/details/shapes/shapes-lenet.json")
-    details.write_text("{")
-    with pytest.raises(StageError, match=r"shapes-lenet\.json must be what evaluate writes"):
-        predict.find("shapes-lenet")
+    for damaged in ("{", '{"classes": 5}'):
+        details.write_text(damaged)
+        with pytest.raises(StageError, match=r"shapes-lenet\.json must be JSON as evaluate writes"):
+            predict.find("shapes-lenet")
     details.unlink()
     assert predict.find("shapes-lenet") == (first, [])
 

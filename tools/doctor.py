@@ -27,7 +27,7 @@ try:
 
     from stages.shared import params
     from stages.shared.backend import import_keras
-    from stages.shared.stage import StageError
+    from stages.shared.stage import StageError, _is_dvc
     from tools.command import run
     from tools.node import is_whole, without_passwords
     from tools.pipeline import locked
@@ -284,7 +284,7 @@ def check_path_locks(path: Path) -> list[Finding]:
         if not psutil.pid_exists(pid):
             said = "DVC drops such an entry when it meets it."
             found.append(Finding("warning", f"{path.name} names {what}, which is gone", said))
-        elif not is_dvc(psutil.Process(pid)):
+        elif not _is_dvc(psutil.Process(pid)):
             what = f"{path.name} names {what}, but that is another program now, and DVC waits"
             found.append(Finding("warning", what, advice))
         else:
@@ -327,7 +327,7 @@ def check_orphans(folder: Path) -> list[Finding]:
     for process in stage_processes(folder):
         try:
             command = process.cmdline()
-            orphan = not any(is_dvc(parent) for parent in process.parents())
+            orphan = not any(_is_dvc(parent) for parent in process.parents())
         except psutil.Error:
             continue
         if "stages.train" in command and orphan:
@@ -531,14 +531,6 @@ def stage_processes(folder: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def is_dvc(process: psutil.Process) -> bool:
-    """Whether a process is a `dvc` command."""
-    try:
-        return "dvc" in (Path(argument).name for argument in process.cmdline()[:3])
-    except psutil.Error:
-        return False
 
 
 def some(items: Iterable[str]) -> str:

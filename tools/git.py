@@ -1,6 +1,5 @@
 """What git says."""
 
-import re
 import subprocess
 
 from stages.shared.stage import StageError
@@ -27,8 +26,6 @@ def identity() -> dict[str, str]:
     Raises:
         StageError: if git does not know; it says how to tell it.
     """
-    found = re.fullmatch(r"(.*) <(.*)> \d+ [-+]\d+", git("var", "GIT_COMMITTER_IDENT"))
-    if not found:
-        raise StageError("git must know who commits: `git config user.name` and `user.email`.")
-    who = dict(zip(("NAME", "EMAIL"), found.groups(), strict=True))
+    name, _, rest = git("var", "GIT_COMMITTER_IDENT").partition(" <")
+    who = {"NAME": name, "EMAIL": rest.partition(">")[0]}
     return {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}

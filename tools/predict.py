@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.evaluate import load_model
 from stages.shared import params
 from stages.shared.stage import StageError
+from tools import schema
 from tools.command import count, run
 from tools.results import RESULTS, Result, Revision
 
@@ -90,13 +91,7 @@ def class_names(dataset: str, variant: str) -> list[str]:
     path = RESULTS / "details" / dataset / f"{variant}.json"
     if not path.exists():
         return []
-    try:
-        names: list[str] = json.loads(path.read_bytes())["classes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StageError(
-            f"{path} must be what evaluate writes. Received: {error!r}. "
-            f"`dvc repro evaluate@{variant}`."
-        ) from None
+    names: list[str] = schema.parse(path.read_bytes(), "details", path)["classes"]
     return names
 
 
@@ -140,7 +135,7 @@ class Predictor:
                 f"{path} must have {len(self.classes)} classes. Received: {count} classes."
             )
 
-    def predict(self, names: list[str], top: int = 3) -> list[dict[str, Any]]:
+    def predict(self, names: list[str], top: int) -> list[dict[str, Any]]:
         """For each name, `image`, and `classes` with `class` and `probability`, or an `error`."""
         images: dict[int, np.ndarray] = {}
         found: list[dict[str, Any]] = [{"image": name} for name in names]

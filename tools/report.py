@@ -381,13 +381,7 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
     }
     return chart(
         values,
-        params=[
-            {
-                "name": "measure",
-                "value": there[0] if there else "",
-                "bind": {"input": "select", "options": there, "name": "Show "},
-            }
-        ],
+        params=[choice("measure", "Show ", there, 0)],
         transform=[{"filter": "datum.measure === measure"}],
         layer=[
             {
@@ -529,10 +523,7 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
             {
                 "data": {"values": [{"at": 0}, {"at": 1}]},
                 "mark": {"type": "line", "strokeDash": [4, 4], "color": "gray"},
-                "encoding": {
-                    "x": share | {"field": "at", "title": CONFIDENCE},
-                    "y": share | {"field": "at", "title": "Share that is right"},
-                },
+                "encoding": {axis: each | {"field": "at"} for axis, each in place.items()},
             },
             {
                 "params": [CHOSEN],

@@ -18,7 +18,6 @@ from tools.results import PUBLISHED_OF, RESULTS, Result, datasets_of, revisions
 
 HEADER = ("variant", "accuracy", "95 % interval", "loss", "parameters", "seeds", "s/seed", "device")
 SORTABLE = ("accuracy", "loss", "parameters", "seeds", "train_seconds", "variant")
-BEST_FIRST = {"accuracy"}
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def ordered(results: list[Result], column: str | None) -> list[Result]:
     if column is None:
         return results
     there = [result for result in results if result.row[column] is not None]
-    there.sort(key=lambda result: result.row[column], reverse=column in BEST_FIRST)
+    there.sort(key=lambda result: result.row[column], reverse=column == "accuracy")
     return there + [result for result in results if result.row[column] is None]
 
 
