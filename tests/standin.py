@@ -21,15 +21,13 @@ OUTS = {
     "plot": ["--figures", "--all-curves"],
 }
 METRICS = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8}
-NOT_READ = {"train": ["--checkpoints"]}
 
 
 def main() -> None:
     family, arguments = sys.argv[2].rsplit(".", 1)[-1], sys.argv[3:]
     flags = {name: arguments[i + 1] for i, name in enumerate(arguments) if name.startswith("--")}
     outs = [flags.pop(flag) for flag in OUTS[family]]
-    for flag in NOT_READ.get(family, []):
-        flags.pop(flag)
+    flags.pop("--checkpoints", None)  # no dependency
     name = family if family == "lineup" else f"{family}@{stem(outs[0], family)}"
     with open(os.environ["STANDIN"]) as file:
         standin = json.load(file)

@@ -84,7 +84,7 @@ def test_a_draw_of_a_half_or_more_mirrors(
 def test_pad_and_crop_is_numpys(
     images: np.ndarray, fill: str, draw_y: float, draw_x: float, top: int, left: int
 ) -> None:
-    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)], mode=NUMPY_MODES[fill])  # type: ignore[call-overload]
+    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)], mode=NUMPY_MODES[fill])
     out = augment(images, {"pad_crop_pixels": 2, "fill": fill}, crop_y=draw_y, crop_x=draw_x)
     np.testing.assert_array_equal(out, padded[:, top : top + 6, left : left + 8])
 
@@ -102,7 +102,7 @@ def test_a_shift_by_whole_pixels_is_numpys(
     images: np.ndarray, fill: str, draw_y: float, draw_x: float, top: int, left: int
 ) -> None:
     padding = [(0, 0), (3, 3), (4, 4), (0, 0)]  # half the height and half the width
-    padded = np.pad(images, padding, mode=NUMPY_MODES[fill])  # type: ignore[call-overload]
+    padded = np.pad(images, padding, mode=NUMPY_MODES[fill])
     out = augment(images, {"shift_fraction": 0.5, "fill": fill}, shift_y=draw_y, shift_x=draw_x)
     np.testing.assert_array_equal(out, padded[:, top : top + 6, left : left + 8])
 

@@ -125,8 +125,11 @@ def calls(script: str, folder: Path, there: str, **variables: str) -> list[list[
         (folder / name).write_text(STANDIN)
         (folder / name).chmod(0o755)
     (folder / "gate.md").write_text(f"{gate.MARK}\nall is well\n")
-    path = f"{folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    known = {"PATH": path, "CALLS": str(folder / "calls"), "THERE": there}
+    known = {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(folder / "calls"),
+        "THERE": there,
+    }
     command = ["bash", "-e", "-o", "pipefail", "-c", script]
     subprocess.run(command, cwd=folder, env=known | variables, check=True)
     return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]

@@ -40,7 +40,6 @@ class Cluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_process_group_cleanup_enabled": "true",
-            "PATH": f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}",
         }
         self.address = "10.77.0.1:6379"
         self.namespaces = [subprocess.Popen(["unshare", "--net", "sleep", "3600"]) for _ in "ab"]

@@ -16,7 +16,7 @@ def prepared(train_images: int, test_images: int, seed: int = 0) -> tuple[Split,
         raise AssertionError(f"{url} was fetched")
 
     config = {"train_images": train_images, "test_images": test_images, "seed": seed}
-    return prepare(config, fetch)  # type: ignore[arg-type]
+    return prepare(config, fetch)
 
 
 def test_the_images_are_the_same_bytes_everywhere() -> None:

@@ -58,7 +58,7 @@ def build_toy(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
 @pytest.fixture(autouse=True)
 def toy_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     module = types.ModuleType("stages.models.toy")
-    module.build = build_toy  # type: ignore[attr-defined]
+    module.build = build_toy
     monkeypatch.setitem(sys.modules, "stages.models.toy", module)
     yield
     keras.config.set_dtype_policy("float32")
@@ -96,7 +96,7 @@ def interrupt(split: Split, values: dict[str, Any], folder: Path, after: int) ->
         if epoch == after:
             raise KeyboardInterrupt
 
-    training._fit_epoch = killed  # type: ignore[method-assign]
+    training._fit_epoch = killed
     with pytest.raises(KeyboardInterrupt):
         training.fit(folder / "checkpoints")
 
@@ -159,7 +159,7 @@ def test_a_resumed_training_ends_as_if_never_interrupted(
 def test_a_finished_training_is_not_trained_again(toy_split: Split, tmp_path: Path) -> None:
     whole = train(toy_split, recipe(), tmp_path)
     training = start(toy_split, recipe())
-    training._fit_epoch = None  # type: ignore[method-assign, assignment]
+    training._fit_epoch = None
     training.fit(tmp_path / "checkpoints")
     training.save(tmp_path / "again.keras")
     assert ((tmp_path / "again.keras").read_bytes(), training.rows) == whole
@@ -191,7 +191,7 @@ def test_early_stopping_waits_for_its_patience_and_the_best_epoch_is_kept(
     monkeypatch.setitem(
         sys.modules,
         "stages.models.toy",
-        types.SimpleNamespace(build=build_toy),  # type: ignore[arg-type]
+        types.SimpleNamespace(build=build_toy),
     )
     short = recipe(epochs=best, schedule={"name": "constant"})
     weights, _ = train(toy_split, short, tmp_path / "short")
