@@ -89,7 +89,7 @@ doctor: $(STAMP)  ## check the environment and the workspace, and say what to do
 	@python -m tools.doctor
 
 slow: $(STAMP)  ## the tests that take long: faults in every stage, up to 10,000 mutations of each input
-	@python -m pytest -m slow -s
+	@python -m pytest -m slow -s -o faulthandler_timeout=0
 
 gate: $(STAMP)  ## may this branch be merged? needs no data
 	@python -m tools.gate

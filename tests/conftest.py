@@ -1,5 +1,6 @@
 """What several test files use."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ DVC_SETTINGS = """[core]
 
 
 THEIRS = "KERAS_BACKEND LANGUAGE VERBOSE JOBS CUDA MAKEFLAGS FORCE_COLOR".split()
+THEIRS += "PYTHONWARNINGS PYTHONDEVMODE".split()
 
 
 def forget_who_runs_this(folder: Path) -> None:
@@ -51,11 +53,14 @@ def forget_who_runs_this(folder: Path) -> None:
         "PRE_COMMIT_HOME": str(folder / "pre-commit"),
         "CUDA_VISIBLE_DEVICES": "-1",
         "LC_ALL": "C.UTF-8",
+        "SHELL": "/bin/sh",  # in which DVC runs commands
+        "TERM": "xterm",
     }
 
 
-SETTINGS = tempfile.TemporaryDirectory(prefix="cifar-tests-")  # of each test process
-forget_who_runs_this(Path(SETTINGS.name))
+if multiprocessing.parent_process() is None:  # a test's own process has its test's
+    SETTINGS = tempfile.TemporaryDirectory(prefix="cifar-tests-")  # of each test process
+    forget_who_runs_this(Path(SETTINGS.name))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A shell's background job ignores Ctrl-C, and so would all that it starts; some tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

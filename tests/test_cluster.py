@@ -63,6 +63,13 @@ class Cluster:
         command = f"{self.within(n)} {Path(sys.executable).parent}/ray start {where} --num-cpus=2"
         command += " --object-store-memory=100000000 --block"
         command += f" --node-ip-address=10.77.0.{n + 1} --temp-dir={self.session}/{n}"
+        for _ in range(3):  # Ray gives its own processes 30 s, which is little on a busy machine
+            node = self.start(command, n, log)
+            if node.poll() is None:
+                return node
+        raise AssertionError(log.read_text())
+
+    def start(self, command: str, n: int, log: Path) -> subprocess.Popen[bytes]:
         with open(log, "wb") as file:
             node = subprocess.Popen(
                 command.split(),
@@ -73,7 +80,6 @@ class Cluster:
             )
         self.nodes.append(node)
         wait_for(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None)
-        assert node.poll() is None, log.read_text()
         return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:

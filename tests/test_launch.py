@@ -208,7 +208,11 @@ def test_an_interrupted_launch_ends_all_that_it_started(
             assert len(processes_in(shapes.folder)) >= 3
         finally:
             process.send_signal(way)
-        _, stderr = process.communicate(timeout=SECONDS)
+        try:
+            _, stderr = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     assert process.returncode == 130
     assert "Interrupted; ending train@shapes-" in stderr
     assert processes_in(shapes.folder) == []

@@ -17,6 +17,7 @@ from conftest import ROOT
 
 from tools import doctor
 from tools import readme as tools_readme
+from tools.git import git
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 FAMILIES = PIPELINE["stages"]
@@ -182,6 +183,8 @@ def test_the_readme_names_every_file_and_every_target() -> None:
 
 def test_the_readme_has_the_results_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    if git("ls-files", "--deleted", "results"):
+        pytest.skip("a stage is at work here: DVC has removed what it will write")
     readme = (ROOT / "README.md").read_text()
     assert "| `cifar10-" in readme
     assert readme == tools_readme.updated(readme), "`python -m tools.readme --write`"
