@@ -88,7 +88,11 @@ STEPS: Any = {f"train@{key}": None for key in KEYS}
         ("variants.shapes-lenet.dataset=cifar10", "shapes-lenet", "images of one dataset"),
         ("variants.shapes-deep-bn.config.l2=0.1,much", "shapes-deep-bn", "config.l2: .* 'much'"),
         ("recipes.demo.validation={fraction: 0.0, split: end}", "shapes-lenet", "must be above 0"),
-        ("recipes.demo.validation.fraction=0.0..0.5", "shapes-lenet", "needs --trials N"),
+        ("recipes.demo.validation.fraction=0.1,0.5", "shapes-lenet", "same validation images"),
+        ("recipes.demo.validation.split=end,stratified", "shapes-lenet", "same validation images"),
+        ("recipes.demo.images_per_class=20,all", "shapes-lenet", "'images_per_class': 'all'}"),
+        ("variants.shapes-lenet.recipe=demo,tutorial-convnet", "shapes-lenet", "same validation"),
+        ("recipes.demo.test_views=1,6", "shapes-lenet", "cannot tell values of test_views apart"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(
@@ -289,7 +293,7 @@ def test_the_greatest_accuracy_is_the_best_and_is_reported_first(
     assert report(done) == 1
     said = capsys.readouterr()
     name = "shapes-lenet_learning_rate"
-    assert [line.split() for line in said.out.splitlines()[2:-2]] == [
+    assert [line.split() for line in said.out.splitlines()[2:-3]] == [
         ["85.00%", "±", "7.07%", f"{RATE}=0.02", f"{name}-0.02"],
         ["70.00%", "±", "0.00%", f"{RATE}=0.08", f"{name}-0.08"],
         ["60.00%", "±", "14.14%", f"{RATE}=0.01", f"{name}-0.01"],

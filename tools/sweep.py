@@ -117,7 +117,14 @@ class Sweep:
         if seeds and f"variants.{self.variant}.seeds" in space:
             raise StageError("--seeds sets the seeds of all trials: omit it to sweep over seeds.")
         self.step = steps[f"train@{self.variant}"]
+        views = f"recipes.{self.tree['variants'][self.variant]['recipe']}.test_views"
+        if views in space:
+            raise StageError(
+                "A sweep compares accuracies on validation images, of which a training sees one "
+                f"view each: it cannot tell values of test_views apart. Received: {views}."
+            )
         self.space, self.seeds = space, seeds
+        self.validation: dict[str, Any] = {}  # which images are held out, by all trials
         lists = [each for each in space.values() if isinstance(each, list)]
         self.is_finite = len(lists) == len(space)
         if trials is None and not self.is_finite:
@@ -156,7 +163,7 @@ class Sweep:
         return {f"variants.{self.variant}.seeds": seeds} if seeds else {}
 
     def check(self, values: dict[str, Any]) -> None:
-        """Whether params.yaml allows these values, with validation images, of one dataset.
+        """Whether params.yaml allows these values, with the same validation images for all.
 
         Raises:
             StageError: if not.
@@ -172,13 +179,22 @@ class Sweep:
                 "A sweep compares accuracies on the images of one dataset; it cannot try others. "
                 f"Received: {variant.dataset}."
             )
-        if found.recipes[variant.recipe].validation.fraction == 0:
+        recipe = found.recipes[variant.recipe]
+        if recipe.validation.fraction == 0:
             key = f"recipes.{variant.recipe}.validation.fraction"
             missing = variant.recipe == before["recipe"] and key not in values
             hint = f" Add `--sweep {key}=0.1`." if missing else ""
             raise StageError(
                 "A sweep compares accuracies on validation images, so validation.fraction must be "
                 f"above 0. Received: 0, of recipe {variant.recipe}.{hint}"
+            )
+        held_out = recipe.validation.model_dump() | {"images_per_class": recipe.images_per_class}
+        self.validation = self.validation or held_out
+        if held_out != self.validation:
+            raise StageError(
+                "A sweep compares accuracies on the same validation images: validation and "
+                "images_per_class must be alike in all trials. "
+                f"Received: {self.validation} and {held_out}."
             )
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
@@ -402,6 +418,7 @@ def report(done: list[dict[str, Any]]) -> int:
     for each in failed:
         print(f"  {each['name']} failed: {each['error']}", file=sys.stderr)
     if len(right) > 1:
-        print("The best was chosen on these images, so its accuracy is optimistic.")
+        print("The best was chosen on these images and seeds, so its accuracy is optimistic.")
+        print("Train it with other seeds before it is evaluated or compared.")
     print("`dvc exp show` lists them, `python -m tools.apply NAME ...` brings them here.")
     return 1 if failed else 0
