@@ -3,9 +3,10 @@
     python -m benchmarks.floor
 
 The operations of a training are those of its convolutions and matrices, forward once and backward
-twice, counted from the network. The peak is the fastest that a large matrix product, or a large
-convolution forward or backward, runs here in the recipe's precision. The measured times are those
-of the committed run records, if they are from such a device.
+twice, counted from the network: up to 6 % too many, as the first layers' gradients to their inputs,
+and a frozen layer's, are not computed. The peak is the fastest that a large matrix product, or a
+large convolution forward or backward, runs here in the recipe's precision. The measured times are
+those of the committed run records, if they are from such a device.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Seconds of training to 90 % and to 94 %: the deep_bn tutorial's own loop against ours.
+"""Seconds of whole trainings, to 88, 90 and 94 %: the deep_bn tutorial's own loop against ours.
 
     python -m benchmarks.to_accuracy [--images 4000] [--rounds 3]
 

@@ -229,7 +229,9 @@ def test_predictions_of_earlier_weights_are_refused(
         "evaluate@shapes-simple": {"cmd": "evaluate", "deps": [weights | {"md5": "old"}]},
     }
     (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
-    with pytest.raises(StageError, match=r"is of earlier weights.*evaluate@shapes-simple` makes"):
+    with pytest.raises(
+        StageError, match=r"was made with earlier weights.*evaluate@shapes-simple` makes"
+    ):
         run(monkeypatch, "shapes-lenet", "shapes-simple")
 
 

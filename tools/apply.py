@@ -193,9 +193,9 @@ def check_params(entries: dict[str, Any], tree: dict[str, Any], name: str) -> No
         for key, value in entry.get("params", {}).get(str(params.PATH), {}).items():
             if here.get(key, ...) != value:
                 raise StageError(
-                    f"{name} has another {key} than {stage} ran with, as when several experiments "
-                    "change one recipe, or it has changed since. Apply one of them, then `dvc "
-                    "repro` what is to have its parameters too."
+                    f"{name} has another {key} than {stage} ran with: several experiments change "
+                    "it, or it has changed since. Apply one of them, then `dvc repro` the others' "
+                    "stages."
                 )
 
 

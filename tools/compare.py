@@ -7,11 +7,13 @@ better, worse, or no evidence of a difference. Both are for other test images an
 same kind: the variances over images, and over the seeds of each variant, are added. If one of the
 variants has a single seed, it is asked whether that could be one more of the other's (Crawford and
 Howell 1998, doi 10.1076/clin.12.4.482.7241). In simulations without a difference, 2 to 6 % of
-verdicts are wrong with as many seeds each; where seeds differ much, 8 % with three seeds against
-one, 13 % with two, and 20 % if the single one's kind differs twice as much.
+verdicts are wrong with as many seeds each; where seeds differ much, 7 to 12 % with two seeds
+against five or more, 8 % with three against one, 13 % with two, and 20 % if the single one's kind
+differs twice as much.
 
 With one seed each, two trained models are compared, and not two recipes: another seed may turn the
-result. p is that of McNemar's exact test on the images that only one of them gets right.
+result. p is that of McNemar's exact test on the images that only one of them gets right, a little
+above that of the t-test, from which the interval is.
 """
 
 import argparse
@@ -75,7 +77,7 @@ def load_all(names: list[str]) -> dict[str, Predictions]:
         if found[name].images != found[first].images:
             raise StageError(
                 f"The variants must be evaluated on the same images. Received: {first} and {name}, "
-                f"with others. Run `dvc repro evaluate@{first} evaluate@{name}`."
+                f"of different ones. Run `dvc repro evaluate@{first} evaluate@{name}`."
             )
     return found
 
@@ -90,7 +92,7 @@ def load(result: Result) -> Predictions:
         path, name = result.path("predictions", ".csv"), result.variant
         made = f"`dvc repro evaluate@{name}` makes it"
         if result.revision.read(path) is not None:
-            raise StageError(f"{path} is of earlier weights than those of {name} now. {made} anew.")
+            raise StageError(f"{path} was made with earlier weights of {name}. {made} anew.")
         raise StageError(
             f"{path} is not there. {made}; `dvc pull` fetches it if a colleague has pushed it."
         )

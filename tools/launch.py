@@ -87,9 +87,17 @@ def parse_arguments() -> argparse.Namespace:
         metavar="KEY=VALUES",
         help="try values of a key of params.yaml: 1,2,3 or 0.01..1 or 0.01..1:log; may be repeated",
     )
-    parser.add_argument("--seeds", type=count, metavar="N", help="seeds per trial of a sweep")
     parser.add_argument(
-        "--trials", type=count, metavar="N", help="how many (default: all combinations)"
+        "--seeds",
+        type=count,
+        metavar="N",
+        help="of a sweep's trials: 0 to N - 1, not the variant's",
+    )
+    parser.add_argument(
+        "--trials",
+        type=count,
+        metavar="N",
+        help="of a sweep: how many; needed with a range, else all combinations",
     )
     args = parser.parse_args()
     if args.dry_run and args.sweep:

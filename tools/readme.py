@@ -84,7 +84,7 @@ def tables() -> dict[str, str]:
 def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
     """An ablation's cells, with its difference in percentage points from the base, if there is.
 
-    In brackets, where both have several seeds, its 95 % interval for other seeds (Welch's).
+    In brackets, where both have seeds that differ, its 95 % interval for other seeds (Welch's).
     """
     row, name = result.row, f"`{result.variant}`"
     if row["accuracy"] is None:

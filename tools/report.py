@@ -252,7 +252,8 @@ def comparison_note(rows: list[dict[str, Any]], several: bool) -> str:
     best = "" if several else " 'Better' than another means that the other is not the best."
     note = (
         f"{how}, on the same test images. The interval and p are for other test images and, with "
-        "several seeds, for other seeds too (t-test; with one seed each, exact McNemar test). "
+        "several seeds, for other seeds too (t-test). With one seed each, p is the exact McNemar "
+        "test's, and may be above 0.05 where the interval just leaves out zero. "
         f"Verdicts alone are corrected for the number of comparisons, {len(rows)}.{best}"
     )
     if any(row["only_a_right"] is not None for row in rows):
