@@ -1,6 +1,7 @@
 """The results table in the terminal."""
 
 import csv
+import hashlib
 import io
 import json
 import subprocess
@@ -144,33 +145,71 @@ def test_a_damaged_lock_file_is_an_error_that_names_it(project: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("no way"), ConnectionRefusedError("no way")])
 def test_a_remote_that_fails_is_a_warning_and_is_asked_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
 ) -> None:
-    class Files:
-        """Git has params.yaml, DVC's cache has a, and the remote would have b and c."""
+    """Git has params.yaml, DVC's cache has a and, damaged, d, and the remote would have b and c."""
+    hashes = {name: hashlib.md5(name.encode()).hexdigest() for name in "abcd"}
+    asked = []
 
-        def __init__(self, error: Exception) -> None:
-            self.error, self.asked = error, ""
-            self.repo = SimpleNamespace(cache=SimpleNamespace(local={"hash of a": True}))
-            self.repo.cache.local = SimpleNamespace(exists=lambda md5: md5 == "hash of a")
+    def in_cache(oid: str, mode: str) -> io.BytesIO:
+        if oid not in (hashes["a"], hashes["d"]):
+            raise FileNotFoundError(oid)
+        return io.BytesIO(b"a")
 
-        def info(self, path: str) -> dict[str, str]:
-            return {} if path == "params.yaml" else {"md5": f"hash of {path}"}
+    def at_remote(oid: str, mode: str) -> io.BytesIO:
+        asked.append(oid)
+        raise error
 
-        def open(self, path: str, mode: str) -> io.BytesIO:
-            if path in "bc":
-                self.asked += path
-                raise self.error
-            return io.BytesIO(path.encode())
-
-    revision, files = Revision("main", "abc"), Files(error)
-    monkeypatch.setattr(revision, "_files", files)
-    paths = ("params.yaml", "b", "c", "a", "params.yaml")
-    found = [revision.read(Path(path)) for path in paths]
-    assert found == [b"params.yaml", None, None, b"a", b"params.yaml"]
-    assert files.asked == "b"  # once is enough: each time may take half a minute
+    stores = [
+        SimpleNamespace(oid_to_path=lambda oid: oid, fs=SimpleNamespace(open=each))
+        for each in (in_cache, at_remote)
+    ]
+    outs = [{"path": name, "md5": md5} for name, md5 in hashes.items()]
+    outs += [{"path": "folder", "md5": f"{hashes['a']}.dir"}, {"path": "evil", "md5": "../../x"}]
+    lock = {"schema": "2.0", "stages": {"stage": {"cmd": "true", "outs": outs}}}
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", "add", "dvc.lock", "params.yaml"], check=True)
+    commit = subprocess.run(["git", "write-tree"], check=True, capture_output=True, text=True)
+    revision = Revision("main", commit.stdout.strip())
+    monkeypatch.setitem(vars(revision), "_stores", stores)
+    paths = ("params.yaml", "b", "c", "a", "d", "folder", "evil", "nothing")
+    text, *found = [revision.read(Path(path)) for path in paths]
+    assert text == Path("params.yaml").read_bytes()
+    assert found == [None, None, b"a", None, None, None, None]
+    assert asked == [hashes["b"]]  # once is enough: each time may take half a minute
     said = capsys.readouterr().err
     assert said.count(f"'main' is left out: {type(error).__name__}: no way") == 1
+
+
+def test_looking_at_a_branch_follows_none_of_its_settings(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC asks a remote's password of any command that the settings name."""
+    monkeypatch.chdir(clone)
+    mine = {path: path.read_text() for path in map(Path, (".dvc/config", "dvc.yaml"))}
+    Path(".dvc/config").write_text(
+        "['remote \"evil\"']\n    url = webdav://127.0.0.1:9/x\n"
+        f'    bearer_token_command = sh -c "touch {clone}/ran"\n'
+    )
+    out = "- results/details/${item.dataset}/${key}.json"
+    assert out in mine[Path("dvc.yaml")]
+    Path("dvc.yaml").write_text(mine[Path("dvc.yaml")].replace(out, f"{out}: {{remote: evil}}"))
+    lock = {"results/details/shapes/shapes-lenet.json": "0" * 32}
+    outs = [{"path": path, "hash": "md5", "md5": md5} for path, md5 in lock.items()]
+    stages = {"evaluate@shapes-lenet": {"cmd": "true", "outs": outs}}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    for command in (["add", "--all"], ["commit", "--quiet", "--message", "Evil"]):
+        subprocess.run(["git", *command], check=True)
+    for path, text in mine.items():
+        path.write_text(text)
+    (evil,) = results.revisions(["HEAD"])
+    (result,) = [each for each in evil.results(["shapes"]) if each.variant == "shapes-lenet"]
+    assert result.details == {}
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "-x", "", "a b"])

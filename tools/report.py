@@ -252,14 +252,14 @@ def comparison_note(rows: list[dict[str, Any]], several: bool) -> str:
     best = "" if several else " 'Better' than another means that the other is not the best."
     note = (
         f"{how}, on the same test images. The interval and p are for other test images and, with "
-        "several seeds, for other seeds too (t-test). With one seed each, p is the exact McNemar "
-        "test's, and may be above 0.05 where the interval just leaves out zero. "
+        "several seeds, for other seeds too (t-test). "
         f"Verdicts alone are corrected for the number of comparisons, {len(rows)}.{best}"
     )
     if any(row["only_a_right"] is not None for row in rows):
         note += (
             " With one seed each, two trained models are compared, and not two recipes: other "
-            "seeds may reverse it."
+            "seeds may reverse it. p is then that of McNemar's exact test, and may be above 0.05 "
+            "where the interval just leaves out zero."
         )
     return note
 

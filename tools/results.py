@@ -1,9 +1,11 @@
 """What the pipeline wrote, as it lies here or in any commit, branch, tag or experiment.
 
-Files that git has are read from git; what DVC keeps, from its cache or a remote.
+Files that git has are read from git; what DVC keeps, from its cache or the remote that is set here.
+No setting of another revision counts: it could name a remote, and commands that log in there.
 """
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,47 +79,58 @@ class Revision:
 
     def __init__(self, name: str = WORKSPACE, commit: str | None = None) -> None:
         self.name, self.commit = name, commit
-        self._warned = False
-
-    @cached_property
-    def _files(self) -> Any:
-        from dvc.api import DVCFileSystem
-
-        return DVCFileSystem(rev=self.commit)
 
     def read(self, path: Path) -> bytes | None:
         """A file's bytes, or None where this revision or this machine does not have it."""
-        from dvc.exceptions import DvcException
+        data = self._in_git(path)
+        return self._kept_by_dvc(path) if data is None and self.commit else data
 
+    def _in_git(self, path: Path) -> bytes | None:
         if self.commit is None:
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
-        try:
-            if self._warned and not self._is_here(path):
-                return None
-            with self._files.open(path.as_posix(), "rb") as file:
-                return bytes(file.read())
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, DvcException):
-            return None
-        except Exception as error:  # a remote that cannot be reached, or that wants credentials
-            self._warn(error)
-            return None
+        command = ("git", "cat-file", "blob", f"{self.commit}:./{path.as_posix()}")
+        asked = subprocess.run(command, capture_output=True, check=False)
+        return None if asked.returncode else asked.stdout
 
-    def _is_here(self, path: Path) -> bool:
-        """Whether git or DVC's cache has a file."""
-        md5 = self._files.info(path.as_posix()).get("md5")
-        return md5 is None or self._files.repo.cache.local.exists(md5)
+    def _kept_by_dvc(self, path: Path) -> bytes | None:
+        md5 = self._kept.get(path.as_posix())
+        for store in list(self._stores) if md5 else ():
+            try:
+                with store.fs.open(store.oid_to_path(md5), "rb") as file:
+                    data = bytes(file.read())
+                if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5:
+                    return data
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # a remote that cannot be reached, or wants credentials
+                self._stores.remove(store)  # each time may take half a minute
+                print(
+                    f"warning: what only the remote has of '{self.name}' is left out: "
+                    f"{type(error).__name__}: {error}",
+                    file=sys.stderr,
+                )
+        return None
 
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            print(
-                f"warning: what only the remote has of '{self.name}' is left out: "
-                f"{type(error).__name__}: {error}",
-                file=sys.stderr,
-            )
-        self._warned = True
+    @cached_property
+    def _kept(self) -> dict[str, str]:
+        """The hash of each single file that dvc.lock names."""
+        outs = [out for entry in self.locked.values() for out in entry.get("outs", [])]
+        found = {out["path"]: str(out.get("md5")) for out in outs}
+        return {path: md5 for path, md5 in found.items() if re.fullmatch("[0-9a-f]{32}", md5)}
+
+    @cached_property
+    def _stores(self) -> list[Any]:
+        """DVC's cache and the default remote, if there is one, by the settings that lie here."""
+        from dvc.exceptions import DvcException
+
+        with opened() as repo:
+            stores = [repo.cache.local]
+            with suppress(DvcException):
+                stores.append(repo.cloud.get_remote_odb())
+        return stores
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -141,7 +155,7 @@ class Revision:
             StageError: if it is damaged.
         """
         name = str(LOCK) if self.commit is None else f"{self.name}'s {LOCK}"
-        return parse_lock(self.read(LOCK) or b"", name)
+        return parse_lock(self._in_git(LOCK) or b"", name)
 
     @cached_property
     def trained_since(self) -> set[str]:
@@ -181,12 +195,10 @@ class Revision:
 
 
 class Commit(Revision):
-    """A commit of which only what git has is read, without DVC: no setting of its can be wrong."""
+    """A commit of which only what git has is read, without DVC: no setting can be wrong."""
 
-    def read(self, path: Path) -> bytes | None:
-        command = ("git", "show", f"{self.commit}:{path.as_posix()}")
-        asked = subprocess.run(command, capture_output=True, check=False)
-        return None if asked.returncode else asked.stdout
+    def _kept_by_dvc(self, path: Path) -> None:
+        return None
 
 
 class Experiment(Commit):
