@@ -29,6 +29,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make CUDA=1 ... the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
 
+# DVC keeps notes, which it unpickles, in a folder in /var/tmp that everyone may write to: not ours.
 setup: $(STAMP)  ## install the locked, hashed packages into .venv
 
 $(STAMP): $(LOCK)
@@ -40,6 +41,7 @@ $(STAMP): $(LOCK)
 		[ -n '$(USABLE)' ] || $(PYTHON) -m venv --clear $(VENV); \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK); }
 	@$(BIN)/python -m tools.plots_page
+	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.dvc/tmp/site'
 	@cp $(LOCK) $@
 
 setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits

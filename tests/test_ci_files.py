@@ -105,8 +105,9 @@ def test_who_runs_the_code_of_a_pull_request_cannot_write() -> None:
         assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/some@v1"))
 
 
-STANDIN = """\
-#!/usr/bin/env python3
+STANDIN = (
+    f"#!{sys.executable} -I"
+    + """
 import json, os, sys
 with open(os.environ["CALLS"], "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
@@ -114,9 +115,16 @@ if "--paginate" in sys.argv:
     print(os.environ["THERE"])
 if "--output" in sys.argv:
     path = sys.argv[sys.argv.index("--output") + 1]
-    notes = [{"id": 1, "body": "Hi"}, {"id": 7, "body": "<!-- dvc gate --> old"}]
-    json.dump(notes if os.environ["THERE"] else notes[:1], open(path, "w"))
+    mark, us, others = "<!-- dvc gate -->", {"id": 4}, {"id": 5}
+    notes = [
+        {"id": 1, "body": "Hi", "author": us},
+        {"id": 2, "body": mark + " passed", "author": others},
+        {"id": 7, "body": mark + " old", "author": us},
+    ]
+    answer = us if path == "me.json" else notes if os.environ["THERE"] else notes[:2]
+    json.dump(answer, open(path, "w"))
 """
+)
 
 
 def calls(script: str, folder: Path, there: str, **variables: str) -> list[list[str]]:
@@ -151,7 +159,8 @@ def test_gitlab_gets_one_comment(tmp_path: Path, there: str) -> None:
     assert gate.MARK in script
     variables = {"CI_API_V4_URL": "https://example.org", "CI_PROJECT_ID": "5"}
     variables |= {"CI_MERGE_REQUEST_IID": "3", "GATE_TOKEN": "secret"}
-    _, sent = calls(script, tmp_path, there, **variables)
+    (tmp_path / "json.py").write_text("raise SystemExit('a branch has run its code')")
+    _, _, sent = calls(script, tmp_path, there, **variables)
     where = "https://example.org/projects/5/merge_requests/3/notes"
     assert sent[-1] == (f"{where}/7" if there else where)
     assert ("PUT" if there else "POST") in sent and "body@gate.md" in sent

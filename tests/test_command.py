@@ -5,6 +5,8 @@ import subprocess
 import sys
 from typing import Any
 
+from tools.command import plain
+
 
 def outcome(body: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """What becomes of a tool whose `main` has this body."""
@@ -33,6 +35,13 @@ def test_what_the_system_refuses_is_one_line() -> None:
 def test_a_mistake_of_ours_has_its_traceback() -> None:
     done = outcome("raise OSError('no file is named')")
     assert done.returncode and b"Traceback" in done.stderr
+
+
+def test_a_terminal_obeys_nothing_that_others_wrote() -> None:
+    assert plain("é\tx\ny \x1b]52;c;eA==\x07\r\u202e") == "é\tx\ny \\x1b]52;c;eA==\\x07\\r\\u202e"
+    body = r"from stages.shared.stage import StageError; raise StageError('a\nb \x1b[2J')"
+    done = outcome(body)
+    assert (done.returncode, done.stderr) == (1, b"error: a\nb \\x1b[2J\n")
 
 
 def test_a_name_of_any_bytes_can_be_printed() -> None:

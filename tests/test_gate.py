@@ -761,6 +761,8 @@ def test_a_cell_shows_text_as_it_is(text: str, shown: str) -> None:
 
 def test_only_code_in_a_finding_is_markdown() -> None:
     assert changes.escaped("<b> *x* `a_b` [c](d)\nlast") == r"\<b\> \*x\* `a_b` \[c\](d) last"
+    assert changes.escaped("```![a](b)`") == r"\`\`\`!\[a\](b)\`"
+    assert changes.escaped("`` `<b>` @all") == "\\`\\` `<b>` @\u200ball"
 
 
 def test_the_paths_of_parameters() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,28 @@ def test_every_format_gives_the_same_class(
     assert best(model, tmp_path / f"image.{suffix}") == ["green"]
 
 
+def in_iptc(data: bytes) -> bytes:
+    """An IPTC record whose image Pillow opens by itself."""
+    fields = {(3, 60): b"\1\0", (3, 20): b"\0\4", (3, 30): b"\0\4", (3, 120): b"\5"}
+    fields[8, 10] = data
+    return b"".join(
+        bytes([0x1C, *key, 0x84, 0]) + len(value).to_bytes(4, "big") + value
+        if key == (8, 10)
+        else bytes([0x1C, *key]) + len(value).to_bytes(2, "big") + value
+        for key, value in fields.items()
+    )
+
+
+@pytest.mark.parametrize("wrap", [bytes, in_iptc])
 def test_postscript_is_not_run(
-    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picture: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrap: Callable[[bytes], bytes],
 ) -> None:
-    picture.save(tmp_path / "photo.jpg", format="EPS")
+    written = io.BytesIO()
+    picture.save(written, format="EPS")
+    (tmp_path / "photo.jpg").write_bytes(wrap(written.getvalue()))
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     ghostscript.chmod(0o755)

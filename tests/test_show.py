@@ -404,6 +404,9 @@ def test_an_unknown_dataset_is_an_error_and_prints_no_table(
         ("runs", '{"trainings": [{"seconds": 1}]}', "trainings.0.epochs: Field required"),
         ("details", '{"classes": [], "seeds": {}}', "seeds: Dictionary should have at least 1"),
         ("details", '{"classes": []}', "seeds: Field required"),
+        ("details", "[" * 100_000, "maximum recursion depth"),
+        ("runs", '{"train_seconds": NaN}', "train_seconds: Input should be a finite"),
+        ("runs", '{"train_seconds": -1}', "train_seconds: Input should be greater"),
     ],
 )
 def test_a_damaged_result_is_an_error_that_names_it(

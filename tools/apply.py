@@ -175,7 +175,7 @@ def put(values: dict[str, Any], entries: dict[str, Any], files: dict[str, bytes]
         Path(path).unlink(missing_ok=True)  # it may be a link into DVC's cache
         Path(path).write_bytes(content)
     pipeline.record(entries)
-    command = [sys.executable, "-m", "dvc", "checkout", "--force", *entries]
+    command = [sys.executable, "-m", "dvc", "checkout", "--force", "--", *entries]
     if entries and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise StageError("`dvc checkout` must succeed. See what it says above.")
 

@@ -142,6 +142,7 @@ def code(content: str) -> str:
 
 def escaped(content: str) -> str:
     """Text in one line in which only `code` between backticks is Markdown."""
-    parts = re.split(r"(`[^`]*`)", " ".join(content.split()))
+    parts = re.split(r"((?<!`)`[^`]+`(?!`))", " ".join(content.split()))
     parts[::2] = [re.sub(r"([\\`*_\[\]<>&|~#])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [part.replace("@", "@\u200b") for part in parts[::2]]  # nobody is called
     return "".join(parts)

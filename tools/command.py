@@ -22,10 +22,20 @@ def run(main: Callable[[], None]) -> None:
     stage.run(lambda: _guarded(main))
 
 
+def plain(text: str) -> str:
+    """A text of others' on its way to a terminal, which must not obey what is in it."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 def _guarded(main: Callable[[], None]) -> None:
     try:
         try:
             main()
+        except StageError as error:
+            raise StageError(plain(str(error))) from None
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -28,7 +28,7 @@ try:
     from stages.shared import params
     from stages.shared.backend import import_keras
     from stages.shared.stage import StageError, _is_dvc
-    from tools.command import run
+    from tools.command import plain, run
     from tools.node import is_whole, without_passwords
     from tools.pipeline import locked
 except ModuleNotFoundError as missing:  # most often the environment is not activated
@@ -58,7 +58,7 @@ class Finding(NamedTuple):
     def text(self) -> str:
         """What was found and what to do, in one line."""
         what = f"{self.what.rstrip('.')}. {self.advice}" if self.advice else self.what
-        return " ".join(what.split())
+        return plain(" ".join(what.split()))
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ SETTINGS = {
     "PYTHONUNBUFFERED": "1",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # stages may share a GPU: none takes all of its memory
 }
+NOTES = ".dvc/tmp/site"  # DVC would take a folder in /var/tmp that everyone may write to
 FAILED = b"failed to run:"  # DVC, of a command that did not exit with 0
 
 
@@ -233,14 +234,15 @@ def node_folder(url: str) -> Path:
     """
     base = Path(os.environ.get("LAUNCH_FOLDER", "~/.cache/cifar-pipeline")).expanduser()
     folder = base / hashlib.sha256(url.encode()).hexdigest()[:12]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()  # a link is everyone's to write to
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(
-            f"{folder} must be a folder of yours that nobody else can write to. Received: owner "
-            f"{found.st_uid}, mode {found.st_mode & 0o777:o}. `chmod go-w`, or set LAUNCH_FOLDER."
-        )
+    for each in (base, folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = each.lstat()  # a link is everyone's to write to
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(
+                f"{each} must be a folder of yours that nobody else can write to. Received: owner "
+                f"{found.st_uid}, mode {found.st_mode & 0o777:o}. `chmod go-w`, or set "
+                "LAUNCH_FOLDER."
+            )
     return folder
 
 
@@ -263,6 +265,7 @@ def clone(folder: Path, url: str, revision: str, cache: str, log: IO[bytes]) -> 
         git(log, "clone", "--quiet", "--no-checkout", url, str(partial))
         or git(log, "-C", str(partial), "checkout", "--quiet", "--detach", revision)
         or dvc(partial, log, "config", "--local", "cache.dir", cache)
+        or dvc(partial, log, "config", "--local", "core.site_cache_dir", str(folder / NOTES))
     )
     if code == 0:
         os.replace(partial, folder)
@@ -278,7 +281,7 @@ def git(log: IO[bytes], *arguments: str) -> int:
 
 def without_passwords(text: str) -> str:
     """A text whose addresses lack what stands before an @."""
-    return re.sub("//[^/@]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def change(path: Path, values: dict[str, Any]) -> None:

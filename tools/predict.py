@@ -9,7 +9,6 @@ the exit status is 1 if any file could not be read.
 """
 
 import argparse
-import functools
 import hashlib
 import io
 import json
@@ -24,9 +23,11 @@ from stages.evaluate import load_model
 from stages.shared import params
 from stages.shared.stage import StageError
 from tools import schema
-from tools.command import count, run
+from tools.command import count, plain, run
 from tools.results import RESULTS, Result, Revision
 
+# Those of photographs: others contain images of any kind, also PostScript, which is a program.
+FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"]
 STANDARD_INPUT = "-"
 BATCH = 500
 
@@ -156,13 +157,6 @@ class Predictor:
         return found
 
 
-@functools.cache
-def formats() -> list[str]:
-    """All that Pillow reads but PostScript, which a program of its own, Ghostscript, would run."""
-    Image.init()
-    return [name for name in Image.ID if name != "EPS"]  # in Pillow's order
-
-
 def read_image(name: str, height: int, width: int) -> np.ndarray:
     """An image as a model takes it: uint8 (height, width, 3).
 
@@ -171,7 +165,7 @@ def read_image(name: str, height: int, width: int) -> np.ndarray:
     """
     try:
         source: Any = io.BytesIO(sys.stdin.buffer.read()) if name == STANDARD_INPUT else name
-        with Image.open(source, formats=formats()) as image:
+        with Image.open(source, formats=FORMATS) as image:
             image.load()  # of an animation, the first frame
             return np.asarray(
                 ImageOps.fit(upright_rgb(image), (width, height), method=Image.Resampling.LANCZOS)
@@ -203,9 +197,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def line(found: dict[str, Any]) -> str:
     """One image's result for the terminal."""
     if "error" in found:
-        return f"{found['image']}  error: {found['error']}"
+        return plain(f"{found['image']}  error: {found['error']}")
     names = (f"{each['class']} {each['probability']:.1%}" for each in found["classes"])
-    return f"{found['image']}  {', '.join(names)}"
+    return plain(f"{found['image']}  {', '.join(names)}")
 
 
 if __name__ == "__main__":

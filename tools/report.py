@@ -646,7 +646,7 @@ def galleries(
             file = Path("figures", state, dataset, f"{figure}.png")
             try:
                 width, height = Image.open(BytesIO(data)).size
-            except UnidentifiedImageError:
+            except (UnidentifiedImageError, Image.DecompressionBombError):
                 raise StageError(
                     f"{path} must be an image. Received: none. `dvc repro plot@{dataset}`."
                 ) from None

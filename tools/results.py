@@ -26,6 +26,7 @@ from stages.shared import params
 from stages.shared.stage import StageError
 from tools import schema
 from tools.git import git
+from tools.node import without_passwords
 from tools.pipeline import LOCK, opened, parse_lock
 
 RESULTS = Path("results")
@@ -109,7 +110,7 @@ class Revision:
                 self._stores.remove(store)  # each time may take half a minute
                 print(
                     f"warning: what only the remote has of '{self.name}' is left out: "
-                    f"{type(error).__name__}: {error}",
+                    + without_passwords(f"{type(error).__name__}: {error}"),
                     file=sys.stderr,
                 )
         return None

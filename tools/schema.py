@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stages.shared.stage import StageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class File(BaseModel):
@@ -32,7 +33,7 @@ class Metrics(File):
 
 
 class Training(File):
-    seconds: float
+    seconds: Seconds
     epochs: int
     weights_sha256: str
 
@@ -45,7 +46,7 @@ class Environment(File):
 class Record(File):
     """What train writes beside the weights."""
 
-    train_seconds: float | None = None
+    train_seconds: Seconds | None = None
     images_per_second: float | None = None
     trainings: list[Training] = []
     environment: list[Environment] = []
@@ -95,7 +96,7 @@ def parse(data: bytes, kind: str, path: Path, revision: str = "") -> dict[str, A
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         what = f"{where}: {first['msg']}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         what = f"{error}"
     else:
         return values

@@ -13,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from tools.command import run
+from tools.command import plain, run
 from tools.results import PUBLISHED_OF, RESULTS, Result, datasets_of, revisions
 
 HEADER = ("variant", "accuracy", "95 % interval", "loss", "parameters", "seeds", "s/seed", "device")
@@ -112,6 +112,7 @@ def published(row: dict[str, Any]) -> str:
 
 def table(rows: list[tuple[str, ...]]) -> str:
     """Left-aligned columns, with a rule under the first row."""
+    rows = [tuple(map(plain, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
