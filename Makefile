@@ -47,8 +47,8 @@ $(STAMP): $(LOCK)
 setup-git: $(STAMP)  ## git's merge drivers for dvc.lock and results/, and the checks before commits
 	@git config merge.dvc-lock.name "dvc.lock, stage by stage"
 	@git config merge.dvc-lock.driver '"$(abspath $(BIN))/python" -m tools.merge_lock %O %A %B || { git merge-file %A %O %B && echo "<<<<<<< by lines" >> %A; false; }'
-	@git config merge.dvc-result.name "ours, until dvc repro writes it anew"
-	@git config merge.dvc-result.driver true
+	@git config merge.dvc-result.name "ours, until dvc repro writes it anew; theirs where git takes it for one of ours renamed"
+	@git config merge.dvc-result.driver 'git cat-file -e HEAD:%P 2> /dev/null || cp %B %A'
 	@pre-commit install
 
 demo: $(STAMP)  ## the whole pipeline on the embedded dataset, then its results

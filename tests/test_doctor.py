@@ -554,6 +554,14 @@ def test_over_http_only_a_missing_folder_counts_as_an_answer(
     assert doctor.remote_problem(".", "store") == expected
 
 
+def test_a_project_within_another_repository_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for at, line in ((tmp_path, "git init --quiet"), (folder, "dvc init --quiet --subdir")):
+        subprocess.run(line.split(), cwd=at, check=True)
+    assert f"repository in {tmp_path}" in only(doctor.check_workspace(folder), "error")
+
+
 def test_missing_hooks_and_merge_drivers_are_a_warning_until_they_are_installed(
     workspace: Path,
 ) -> None:
@@ -563,8 +571,13 @@ def test_missing_hooks_and_merge_drivers_are_a_warning_until_they_are_installed(
     (workspace / ".pre-commit-config.yaml").write_text("repos: []\n")
     subprocess.run(["pre-commit", "install"], check=True, capture_output=True)
     assert "commits" not in only(doctor.check_hooks(workspace), "warning")
-    subprocess.run(["git", "config", "merge.dvc-lock.driver", "true"], check=True)
+    for driver in ("dvc-lock", "dvc-result"):
+        assert "merged line by line" in only(doctor.check_hooks(workspace), "warning")
+        subprocess.run(["git", "config", f"merge.{driver}.driver", "true"], check=True)
     only(doctor.check_hooks(workspace), "ok")
+    gone = '"/no such/python" -m tools.merge_lock'
+    subprocess.run(["git", "config", "merge.dvc-lock.driver", gone], check=True)
+    assert "dvc.lock is merged line by line" in only(doctor.check_hooks(workspace), "warning")
 
 
 def test_invalid_params_are_an_error_that_counts_the_mistakes(workspace: Path) -> None:

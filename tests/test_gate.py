@@ -336,6 +336,14 @@ def test_a_remote_that_answers_and_then_fails_is_a_failure_without_its_password(
     assert found.level == "failure" and "https://example.org/store is gone" in found.what
 
 
+def test_a_shallow_clone_fails(project: Project, failures: Gate) -> None:
+    shallow = Path(".git/shallow")
+    shallow.write_text(git(project, "rev-parse", "HEAD"))
+    assert ["git fetch --unshallow" in line for line in failures()] == [True]
+    shallow.unlink()
+    assert failures() == []
+
+
 def test_the_base_is_what_origin_has_of_main(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

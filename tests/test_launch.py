@@ -854,6 +854,44 @@ def test_a_stage_that_finished_while_dvc_could_not_record_it_is_recorded_and_not
     assert list(pipeline.locked(folder)) == ["work"]
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([b"fatal: Unable to create '.git/index.lock': File exists"] * 2 + [b""], 3),
+        ([b"No space left on device"], 1),
+    ],
+)
+def test_a_finished_stage_is_recorded_once_an_editor_has_let_gits_index_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[bytes], expected: int
+) -> None:
+    waited: list[float] = []
+    left = list(said)
+
+    def commit(folder: Path, log: Any, *arguments: str) -> int:
+        assert arguments == ("commit", "--force", "work")
+        log.write(left.pop(0))
+        return int(said[-1] != b"" or bool(left))
+
+    monkeypatch.setattr(node, "dvc", commit)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with open(tmp_path / "log", "w+b") as log:
+        assert node.record(tmp_path, "work", log) == (0 if said[-1] == b"" else 1)
+        assert log.tell() == len(b"".join(said))
+    assert waited == list(node.PAUSES[:expected])
+
+
+def test_nothing_is_started_where_it_could_not_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = doctor.Finding("error", "0.1 GB free for the workspace", "Free some")
+    monkeypatch.setattr(doctor, "check_disk", lambda folder: [full])
+    monkeypatch.setattr(pipeline, "plan", lambda targets, put: ({}, ["train@shapes-lenet"]))
+    monkeypatch.setattr(sys, "argv", ["launch"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(StageError, match=r"^0\.1 GB free for the workspace\. Free some$"):
+        launch.main()
+
+
 def test_how_to_record_what_dvc_could_not_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:

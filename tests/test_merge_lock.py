@@ -3,7 +3,6 @@
 import copy
 import itertools
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -122,9 +121,7 @@ def repository(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (clone / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     with opened(clone, tmp_path_factory.mktemp("standin")) as project:
         commit(project, tree, "start")
-        driver = f"{shlex.quote(sys.executable)} -m tools.merge_lock %O %A %B"
-        git(project, "config", "merge.dvc-lock.driver", driver)
-        git(project, "config", "merge.dvc-result.driver", "true")
+        project.merge_drivers()
         yield project
 
 
@@ -184,6 +181,26 @@ def test_branches_that_touch_two_variants_merge_without_training(
     assert ran <= ALWAYS
     for name in yaml.safe_load((repository.folder / "params.yaml").read_text())["variants"]:
         assert {f"train@{name}", f"evaluate@{name}"} <= kept
+
+
+@pytest.mark.parametrize("how", ["merge", "rebase"])
+def test_a_result_is_not_taken_for_another_ones_that_was_renamed(
+    repository: Project, how: str
+) -> None:
+    """Run records are much alike: git takes a removed and an added one for a single file."""
+    records = repository.folder / "results/runs/shapes"
+    alike = "".join(f"{number}\n" for number in range(50))
+    git(repository, "checkout", "--quiet", "--force", "-B", "began", "main")
+    for branch, name, text in (("began", "a", "0"), ("ours", "a", "1"), ("theirs", "b", "2")):
+        git(repository, "checkout", "--quiet", "--force", "-B", branch, "began")
+        (records / "a.json").unlink(missing_ok=True)
+        (records / f"{name}.json").write_text(alike + text)
+        git(repository, "add", "--all")
+        git(repository, "commit", "--quiet", "--message", branch)
+    if how == "merge":
+        git(repository, "checkout", "--quiet", "ours")
+    git(repository, how, *["--no-edit"] * (how == "merge"), {"merge": "theirs"}.get(how, "ours"))
+    assert (records / "b.json").read_text() == alike + "2"
 
 
 def test_if_the_driver_cannot_start_git_leaves_conflict_markers(repository: Project) -> None:

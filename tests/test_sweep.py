@@ -246,7 +246,7 @@ def test_a_trial_of_a_cluster_is_pulled_and_one_that_cannot_be_has_failed(
     sweep = Sweep(space, steps, ["train@shapes-lenet"], None, None)
     done = sweep.run(Scripted(trained(0.5), None), Source("origin", "abc", "store"))
     errors = [each["error"] for each in done]
-    assert errors == ["shapes-lenet_learning_rate-0.01 of store", "why"]
+    assert errors == ["shapes-lenet_optimizer.learning_rate-0.01 of store", "why"]
 
 
 def test_a_trial_is_pulled_by_the_commit_that_the_sweep_is_of(
@@ -292,7 +292,7 @@ def test_the_greatest_accuracy_is_the_best_and_is_reported_first(
     capsys.readouterr()
     assert report(done) == 1
     said = capsys.readouterr()
-    name = "shapes-lenet_learning_rate"
+    name = "shapes-lenet_optimizer.learning_rate"
     assert [line.split() for line in said.out.splitlines()[2:-3]] == [
         ["85.00%", "±", "7.07%", f"{RATE}=0.02", f"{name}-0.02"],
         ["70.00%", "±", "0.00%", f"{RATE}=0.08", f"{name}-0.08"],
@@ -312,17 +312,19 @@ def test_a_trial_that_cannot_be_run_ends_no_other(
 
 def test_a_long_name_is_cut_and_stays_unique() -> None:
     sweep = Sweep(dict([parse(f"{RATE}=0.01,0.02")]), STEPS, ["train@shapes-lenet"], None, None)
-    names = {sweep.name({"a.b": "x" * 300 + end}) for end in "yz"} | {sweep.name({"a.b": "x"})}
+    key = "recipes.demo.schedule.name"
+    names = {sweep.name({key: "x" * 300 + end}) for end in "yz"} | {sweep.name({key: "x"})}
     assert len(names) == 3 and max(map(len, names)) < 200
+    assert sweep.name({"recipes.demo.optimizer.name": "x"}) not in names
 
 
 def test_ctrl_c_loses_no_trial_that_is_done(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, (done,) = run_scripted(Scripted(None), monkeypatch, tmp_path)
-    assert (done["name"], done["error"]) == ("shapes-lenet_learning_rate-0.01", "why")
+    assert (done["name"], done["error"]) == ("shapes-lenet_optimizer.learning_rate-0.01", "why")
     assert sweep.interrupted
-    assert "ending shapes-lenet_learning_rate-0.02." in capsys.readouterr().err
+    assert "ending shapes-lenet_optimizer.learning_rate-0.02." in capsys.readouterr().err
 
 
 def test_values_that_params_refuses_together_leave_all_as_it_was(
@@ -512,13 +514,13 @@ def test_trials_become_experiments_that_are_applied_together(project: Path) -> N
     run(project, "tools.launch", "--sweep=variants.shapes-deep-bn.seeds=[4]")
     assert git(project, "status", "--porcelain") == ""
     names = set(run(project, "dvc", "exp", "list", "--name-only").split())
-    rates = {f"shapes-lenet_learning_rate-{rate}_seeds-2" for rate in (0.001, 0.01)}
+    rates = {f"shapes-lenet_optimizer.learning_rate-{rate}_seeds-2" for rate in (0.001, 0.01)}
     assert names == rates | {"shapes-deep-bn_seeds--4-"}
 
     said = run(project, "tools.apply", *rates, code=1)
     assert "learning_rate" in said and "one set differently" in said
     assert git(project, "status", "--porcelain") == ""
-    applied = ["shapes-lenet_learning_rate-0.01_seeds-2", "shapes-deep-bn_seeds--4-"]
+    applied = ["shapes-lenet_optimizer.learning_rate-0.01_seeds-2", "shapes-deep-bn_seeds--4-"]
     cache = project / ".dvc" / "cache" / "files"
     cache.rename(cache.with_name("elsewhere"))
     assert "is not there: `dvc exp pull` it" in run(project, "tools.apply", *applied, code=1)

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,10 @@ def check_workspace(folder: Path) -> list[Finding]:
     if git.returncode:
         advice = "DVC needs git: install it, and clone the project rather than copy it."
         found.append(Finding("error", f"git: {last_line(git.stderr)}", advice))
+    elif (root := Path(git.stdout.rstrip("\n"))).resolve() != folder.resolve():
+        what = f"the project is a part of the repository in {root}"
+        advice = "Sweeps and clusters clone the whole: make it a repository, or a submodule."
+        found.append(Finding("error", what, advice))
     version = importlib.metadata.version("dvc")
     return found or [Finding("ok", f"DVC {version} and git run here")]
 
@@ -370,7 +375,7 @@ def check_disk(folder: Path) -> list[Finding]:
             continue
         advice = (
             "Free some; `dvc gc --all-commits --all-experiments` drops from the cache what no "
-            "commit and no experiment uses."
+            "commit and no experiment of this clone uses (not if others share the cache)."
         )
         found.append(Finding("error" if free_gb < FULL_DISK_GB else "warning", what, advice))
     return found
@@ -412,8 +417,11 @@ def check_hooks(folder: Path) -> list[Finding]:
     missing = []
     if not (hook.is_file() and os.access(hook, os.X_OK) and "pre-commit" in hook.read_text()):
         missing.append("commits are not checked")
-    if ask(folder, "git", "config", "merge.dvc-lock.driver").returncode:
+    python, *_ = shlex.split(ask(folder, "git", "config", "merge.dvc-lock.driver").stdout) or [""]
+    if not shutil.which(python):  # of an environment that was moved, or is another worktree's
         missing.append("dvc.lock is merged line by line")
+    if ask(folder, "git", "config", "merge.dvc-result.driver").returncode:
+        missing.append("results are merged line by line")
     if missing:
         return [Finding("warning", ", ".join(missing), "`make setup-git`.")]
     return [Finding("ok", "pre-commit checks each commit, dvc.lock is merged stage by stage")]

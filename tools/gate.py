@@ -148,7 +148,7 @@ def find_base(wanted: str | None) -> Revision | None:
             commit = git(*verify, f"{name}^{{commit}}")
         except StageError:
             continue
-        with contextlib.suppress(StageError):  # a shallow clone, or nothing in common
+        with contextlib.suppress(StageError):  # nothing in common
             commit = git("merge-base", commit, "HEAD")
         return Commit(str(name), commit)
     if wanted is None:
@@ -170,6 +170,9 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
     if base and base.read(CONFIG) != Revision().read(CONFIG):
         what = f"{CONFIG} is not the base's: who pulls this asks the remotes that it names"
         found.append(Finding("note", what, "Look at it before you do."))
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        what = "this clone lacks older commits, so neither the base nor merges can be looked at"
+        found.append(Finding("failure", what, "`git fetch --unshallow`."))
     if left := [line[3:] for line in git("status", "--porcelain").splitlines()]:
         what = f"not committed, and so not in what would be merged: {some(left)}"
         found.append(Finding("note", what, "Commit it, or have git ignore it."))
@@ -502,7 +505,7 @@ def extra_files(pipeline: Pipeline) -> list[Finding]:
         paths = [Path(path) for path in repo.dvcignore.find(repo.fs, str(folder))]
         extra = sorted(shorter(path) for path in paths if pipeline.source(path) is None)
         if extra:
-            what = f"written by no stage, in a folder that stages read: {', '.join(extra)}"
+            what = f"written by no stage, in a folder that stages read: {some(extra)}"
             advice = "DVC counts whatever lies there: remove it, then `dvc repro`."
             found.append(Finding("failure", what, advice))
     return found
@@ -529,7 +532,10 @@ def check_results(pipeline: Pipeline) -> list[Finding]:
                 if "deleted" in status.values()
                 else f"{out} is not what {name} wrote, by dvc.lock"
             )
-            advice = f"`git checkout -- {out}` takes the committed one; `dvc repro {name}`."
+            advice = (
+                f"`git checkout -- {out}` takes the committed one, or `git checkout BRANCH -- "
+                f"{out}` that of the branch which ran it; `dvc repro {name}`."
+            )
             found.append(Finding("failure", what, advice))
     return found
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from stages.shared import params
 from stages.shared.stage import StageError, duration, outputs
-from tools import cluster, local, node, pipeline
+from tools import cluster, doctor, local, node, pipeline
 from tools.command import count, run
 from tools.display import WORDS, Display
 from tools.pipeline import Step
@@ -48,6 +48,9 @@ def main() -> None:
     if args.dry_run:
         print(foreseen(outdated))
         return
+    for found in doctor.check_disk(Path.cwd()):
+        if found.level == "error":  # to be told now, and not after hours of training
+            raise StageError(found.text)
     known = list(pipeline.locked())
     try:
         with connected(args) as connection:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ATTEMPTS = 5
+PAUSES = (0, 1, 10, 60, 300)  # seconds; an editor with a commit message holds git's index
 TELL_SECONDS = 1.0
 TAIL_BYTES = 4096
 BUSY = (b"Unable to acquire lock", b"is being blocked by", b"index.lock")  # the last is git's
@@ -188,9 +189,13 @@ def reproduce(
 
 def record(folder: Path, stage: str, log: IO[bytes]) -> int:
     """Puts a finished stage into DVC's cache and dvc.lock."""
-    for _ in range(ATTEMPTS):
+    for pause in PAUSES:
+        time.sleep(pause)
+        begin = log.tell()
         code = dvc(folder, log, "commit", "--force", stage)
-        if code == 0:
+        log.seek(begin)
+        text = log.read()
+        if code == 0 or not any(words in text for words in BUSY):
             break
     return code
 
@@ -233,7 +238,8 @@ def node_folder(url: str) -> Path:
         PermissionError: if somebody else can write there.
     """
     base = Path(os.environ.get("LAUNCH_FOLDER", "~/.cache/cifar-pipeline")).expanduser()
-    folder = base / hashlib.sha256(url.encode()).hexdigest()[:12]
+    name = f"{platform.node()} {url}"  # DVC's locks are none for another machine's processes
+    folder = base / hashlib.sha256(name.encode()).hexdigest()[:12]
     for each in (base, folder):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = each.lstat()  # a link is everyone's to write to

@@ -84,28 +84,42 @@ def main() -> None:
         wanted = collect_stages(repo, args.targets) if args.targets else list(repo.index.stages)
         graph = get_active_graph(repo.index.graph)
         order = plan_repro(graph, wanted)
-        outdated, put, saved = set(), [], []
+        put, saved = [], []
         with lock_repo(repo):  # no stage begins meanwhile
+            changes = {stage: _changes(stage) for stage in order}
+            while args.put and (
+                moved := [each for each in order if each not in put and _is_moved(changes[each])]
+            ):
+                put += moved
+                _checkout(repo, moved)
+                changes = {stage: _changes(stage) for stage in order}  # those downstream, too
             for stage in order:
-                changes = _changes(stage)
-                if args.put and _is_moved(changes):
-                    with suppress(DvcException):  # what lies there is nowhere else
-                        repo.checkout([stage.addressing], allow_missing=True)
-                        put.append(stage.addressing)
-                    changes = _changes(stage)
-                elif args.put and _is_lost(stage, changes):
+                if args.put and _is_lost(stage, changes[stage]):
                     with suppress(DvcException):  # somebody reads them
                         stage.commit()
                         saved.append(stage.addressing)
-                    changes = _changes(stage)
-                if changes:
-                    outdated.add(stage)
+                    changes[stage] = _changes(stage)
+        put = [stage.addressing for stage in put if not _is_moved(changes[stage])]
+        outdated = {stage for stage in order if changes[stage]}
         for stage in order:
             if outdated.intersection(graph.successors(stage)):
                 outdated.add(stage)
         steps = [asdict(_step(stage, list(graph.successors(stage)))) for stage in order]
         names = [stage.addressing for stage in order if stage in outdated]
     print(json.dumps({"steps": steps, "outdated": names, "put": put, "saved": saved}))
+
+
+def _checkout(repo: Any, stages: list[Any]) -> None:
+    """Puts outputs in place, together, or all that can be: what lies there may be nowhere else."""
+    from dvc.exceptions import DvcException
+
+    names = [stage.addressing for stage in stages]
+    try:
+        repo.checkout(names, allow_missing=True)
+    except DvcException:
+        for name in names:
+            with suppress(DvcException):
+                repo.checkout([name], allow_missing=True)
 
 
 def _step(stage: Any, upstream: list[Any]) -> Step:

@@ -237,8 +237,8 @@ class Sweep:
         return {key: _suggest(trial, key, each) for key, each in self.space.items()}
 
     def name(self, values: dict[str, Any]) -> str:
-        """An experiment's name, such as `cifar10-lenet_learning_rate-0.05`."""
-        parts = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
+        """An experiment's name, such as `cifar10-lenet_optimizer.learning_rate-0.05`."""
+        parts = [f"{key.split('.', 2)[2]}-{_word(value)}" for key, value in values.items()]
         seeds = [f"seeds-{self.seeds}"] if self.seeds else []
         name = "_".join([self.variant, *parts, *seeds])
         if len(name) > LONGEST_NAME:  # of what git makes a file's name
