@@ -29,9 +29,9 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make CUDA=1 ... the same with TensorFlow's CUDA libraries (Linux, NVIDIA GPU)"
 
-# DVC keeps notes, which it unpickles, in a folder in /var/tmp that everyone may write to: not ours.
 setup: $(STAMP)  ## install the locked, hashed packages into .venv
 
+# Without site_cache_dir, DVC keeps notes, which it unpickles, where everyone may write: in /var/tmp.
 $(STAMP): $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
 		f"error: Python 3.11 to 3.13 is needed. Received: {v.major}.{v.minor}. Name one: make PYTHON=python3.12 ...")'

@@ -54,8 +54,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--revs", nargs="+", default=[], help="commits, branches, experiments")
     parser.add_argument("--experiments", action="store_true", help="add those of `dvc exp`")
     formats = parser.add_mutually_exclusive_group()
-    for name in ("md", "csv", "json"):
-        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name)
+    unrounded = "every figure, unrounded; shares of 1, accuracy_low and _high as in the table"
+    for name, what in (("md", "as Markdown"), ("csv", unrounded), ("json", unrounded)):
+        formats.add_argument(
+            f"--{name}", dest="format", action="store_const", const=name, help=what
+        )
     return parser.parse_args()
 
 
