@@ -221,6 +221,8 @@ def test_resized_images_are_averages_of_what_they_cover(random: np.random.Genera
     ramp = np.broadcast_to(np.arange(0, 256, 8, np.uint8)[:, None], (1, 32, 32))[..., None]
     inner = resized(ramp, 16)[0, 1:-1, :, 0]
     np.testing.assert_array_equal(inner[:, 0], np.arange(4, 256, 16)[1:-1])
+    stripes = np.tile(np.array([255, 0, 0, 255], np.uint8), 8)[:, None, None]
+    assert resized(np.broadcast_to(stripes, (1, 32, 32, 1)), 8).min() > 100
 
 
 def test_images_are_resized_in_parts(

@@ -96,6 +96,13 @@ def test_calibration_averages_within_bins_of_a_fifteenth() -> None:
     assert evaluate.calibration_error(bins) == pytest.approx(error)
 
 
+def test_the_bins_of_calibration_end_at_the_fifteenths() -> None:
+    ends = np.arange(1, 15) / 15
+    confidence = np.sort(np.concatenate([ends - 1e-3, ends + 1e-3]))
+    bins = evaluate.calibration(confidence, np.ones(len(confidence), bool))
+    assert [each["images"] for each in bins] == [1, *[2] * 13, 1]
+
+
 def test_a_perfectly_calibrated_model_has_no_calibration_error() -> None:
     bins = evaluate.calibration(np.full(4, 0.75), np.array([True, True, False, True]))
     assert evaluate.calibration_error(bins) == 0

@@ -216,6 +216,24 @@ def test_a_models_layers_come_in_the_order_of_its_source(model: str) -> None:
     assert [name for name in names if name != "InputLayer"] == expected
 
 
+@pytest.mark.parametrize("model", CONFIGS)
+def test_every_model_halves_its_images_by_the_greatest_of_two_by_two(model: str) -> None:
+    pools = layers_of(build(model, 10), layers.MaxPooling2D)
+    assert {(each.pool_size, each.strides) for each in pools} <= {((2, 2), (2, 2))}
+    assert len(pools) == ORDERS[model].count("M")
+
+
+def test_only_simple_and_the_hidden_layers_of_deep_limit_their_norms() -> None:
+    limits = {}
+    for model in CONFIGS:
+        found = [getattr(each, "kernel_constraint", None) for each in build(model, 10).layers]
+        assert not [each for each in found if each and type(each).__name__ != "MaxNorm"]
+        limits[model] = [(each.max_value, each.axis) for each in found if each]
+    assert limits.pop("simple") == [(3, 0)] * 3
+    assert limits.pop("deep") == [(3, 0)] * 2
+    assert not any(limits.values())
+
+
 def test_what_a_source_sets_and_keras_would_set_otherwise() -> None:
     kernels = layers_of(network("resnet", json.dumps(LAYERS["resnet"][0]), 10), layers.Conv2D)
     assert {type(each.kernel_initializer).__name__ for each in kernels} == {"HeNormal"}
@@ -284,6 +302,13 @@ def test_air_starts_by_whitening_its_patches_and_passing_them_on(
     convolution = next(each for each in layers_of(core, layers.Conv2D) if each.trainable)
     passed = np.asarray(convolution(whitened))[..., :24]
     np.testing.assert_allclose(passed, whitened, atol=1e-5)
+
+
+def test_air_does_not_blow_up_what_hardly_varies() -> None:
+    core = build_core({"model": "air", "config": AIR}, SHAPE, 10)
+    initialize(core, np.diag([1e-9] + [1.0] * 11))
+    norms = np.linalg.norm(np.array(core.get_layer("patches").kernel).reshape(12, 24), axis=0)
+    assert sorted(norms)[-2:] == pytest.approx([5e-4**-0.5] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("whitening", [True, False])

@@ -203,6 +203,14 @@ def test_an_orthogonalized_update_keeps_its_directions_and_evens_their_sizes(
     np.testing.assert_allclose(orthogonalized(100 * update), orthogonalized(update), rtol=1e-3)
 
 
+def test_an_update_is_orthogonalized_by_three_steps_of_its_sources_polynomial() -> None:
+    sizes = np.array([0.6, 0.8])  # of norm 1
+    after = orthogonalized(np.diag(5 * sizes).astype(np.float32))
+    for _ in range(3):
+        sizes = 3.4445 * sizes - 4.7750 * sizes**3 + 2.0315 * sizes**5
+    np.testing.assert_allclose(after, np.diag(sizes), rtol=1e-4, atol=1e-6)
+
+
 MUON = {
     "name": "muon",
     "learning_rate": 0.5,

@@ -25,6 +25,9 @@ def test_the_images_are_the_same_bytes_everywhere() -> None:
         "c530740455437a501331f0fe4d6ba6bee5c5b92abb4f530ff567ad594a7f4b5b"
     )
     assert split.labels[:10].tolist() == [6, 0, 4, 3, 9, 8, 1, 1, 5, 2]
+    assert hashlib.sha256(draw(507, 0, 0).images.tobytes()).hexdigest() == (
+        "f2af6de8308715dd97d2ceb611c65e755f68545bd1415db64bd6d603c8029502"
+    )
 
 
 def test_images_have_the_form_of_a_dataset() -> None:

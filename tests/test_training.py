@@ -126,6 +126,11 @@ def test_one_seed_gives_the_same_bytes_twice_and_another_seed_others(
     assert [(row["seed"], row["epoch"]) for row in other[1]] == [(2, 1), (2, 2), (2, 3)]
 
 
+def test_each_seed_begins_with_other_weights(toy_split: Split) -> None:
+    one, two = (start(toy_split, recipe(), seed).core.get_weights()[0] for seed in (1, 2))
+    assert one.size and not np.isin(one, two).any()
+
+
 @pytest.mark.parametrize(
     ("values", "cut_short"),
     [
@@ -444,6 +449,15 @@ def test_what_dropout_drops_depends_on_the_epoch_alone_and_not_on_what_was_befor
     training.seed += 1
     training._seed_dropout(4)
     assert (np.asarray(training.core(images, training=True)) != outputs[0][0]).any()
+
+
+def test_no_two_dropout_layers_draw_the_same(toy_split: Split) -> None:
+    variant = {"model": "simple", "config": {}}
+    statistics = stats.compute_stats(toy_split.images)
+    training = Training(variant, recipe(), toy_split, statistics, seed=1)
+    training._seed_dropout(0)
+    states = [v.numpy() for v in training.core.variables if v.name == "seed_generator_state"]
+    assert len(states) == len({state.tobytes() for state in states}) == 2
 
 
 def bar() -> dict[str, Any]:
