@@ -200,7 +200,13 @@ def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
         ("recipes.demo.augmentation.cutout_pixels", 33, "less than or equal to 32"),
         ("recipes.air94.optimizer.head_learning_rate", 0.0, "greater than 0"),
         ("recipes.demo.validation.fraction", 1.0, "less than 1"),
+        ("recipes.demo.augmentation.rotation_degrees", -1, "greater than or equal to 0"),
+        ("recipes.demo.augmentation.pad_crop_pixels", -1, "greater than or equal to 0"),
+        ("recipes.demo.augmentation.cutout_pixels", -1, "greater than or equal to 0"),
         ("datasets.shapes.train_images", 9, "greater than or equal to 10"),
+        ("datasets.shapes.train_images", 1_000_001, "less than or equal to 1000000"),
+        ("datasets.shapes.test_images", 9, "greater than or equal to 10"),
+        ("datasets.shapes.test_images", 1_000_001, "less than or equal to 1000000"),
         ("datasets.shapes.seed", 2**32, "less than 4294967296"),
         ("variants.shapes-lenet.seeds", [], "at least 1"),
         # not finite

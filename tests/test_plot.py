@@ -182,6 +182,33 @@ def test_a_damaged_file_is_named_and_nothing_written(project: Path, path: str) -
     assert not (project / "out").exists()
 
 
+def test_examples_cannot_bring_code(project: Path) -> None:
+    """They come from a remote that others write to."""
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return Path.touch, (Path("ran"),)
+
+    path = project / "examples/toys-big-train.npz"
+    np.savez(path, augmented=np.array([Code()], object))
+    with pytest.raises(StageError, match=r"toys-big-train\.npz must be an \.npz file"):
+        plot.main()
+    assert not Path("ran").exists()
+
+
+def test_the_grids_show_each_image_under_its_own_name(random: np.random.Generator) -> None:
+    images = random.integers(0, 256, (20, 32, 32, 3), np.uint8)
+    labels = (np.arange(20) * 7 % 10).astype(np.uint8)
+    figure = plot.plot_images("toys", Split(images, labels, tuple("abcdefghij")))
+    for axis, image, label in zip(figure.axes, images[:16], labels[:16], strict=True):
+        assert axis.get_title() == "abcdefghij"[label]
+        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+    two = [dataclasses.replace(results([]), augmented=part) for part in (images[:9], images[9:18])]
+    grid = plot.plot_augmented("toys", two)
+    shown = [np.asarray(axis.images[0].get_array()) for axis in grid.axes]
+    np.testing.assert_array_equal(shown, images[:18])
+
+
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
     """Closes the figures that a test has left open."""

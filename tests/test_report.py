@@ -60,12 +60,13 @@ def write_results(results: Path, name: str, random: np.random.Generator) -> None
             row = {"seed": seed, "index": index, "true": CLASSES[labels[index]]}
             rows.append(row | {"predicted": CLASSES[predicted]})
         for epoch in (1, 2, 3):
-            curves.append({"seed": seed, "epoch": epoch, "loss": 2 / epoch, "accuracy": epoch / 4})
+            loss = (seed + 0.5) / epoch
+            curves.append({"seed": seed, "epoch": epoch, "loss": loss, "accuracy": epoch / 4})
     accuracies = [seed["accuracy"] for seed in seeds.values()]
     metrics = {key: seeds["1"][key] for key in ("accuracy_low", "accuracy_high", "loss")}
     metrics |= {"accuracy": np.mean(accuracies), "accuracy_std": np.std(accuracies), "seeds": 2}
     metrics |= {"calibration_error": seeds["1"]["calibration_error"], "parameters": 92_246}
-    record = {"train_seconds": 60 * random.random(), "environment": [{"device": "CPU: toy"}]}
+    record = {"train_seconds": 60 * random.random(), "environment": [{"device": "<i>toy"}]}
     for kind, values in (
         ("metrics", metrics),
         ("runs", record),
@@ -138,6 +139,7 @@ def test_the_page_asks_for_nothing_outside_of_its_folder(make: Callable[..., str
 def test_names_cannot_end_the_elements_they_stand_in(make: Callable[..., str]) -> None:
     page = make(1)
     assert "<b>frog" not in page
+    assert "<i>toy" not in page and "&lt;i&gt;toy" in page
     values = embedded(page, "specs")["toys-classes"]["data"]["values"]
     assert [value["class"] for value in values] == list(CLASSES)
 
@@ -294,7 +296,7 @@ def test_an_epoch_that_has_no_number_is_left_out(
     make(1)
     path = Path("results/curves/toys/toys-00.csv")
     path.write_text(
-        path.read_text().replace("1,2,1.0,", "1,2,nan,").replace("2,2,1.0,", "2,2,inf,")
+        path.read_text().replace("1,2,0.75,", "1,2,nan,").replace("2,2,1.25,", "2,2,inf,")
     )
     monkeypatch.setattr(sys, "argv", ["report"])
     report.main()
@@ -352,8 +354,12 @@ def branches(clone: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
         shutil.rmtree(clone / "results/figures/toys")
+        figure = clone / "results/figures/shapes/shapes-lenet-confusion.png"
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + number, 10)).save(figure)
         subprocess.run([*git, "add", "-f", "results/metrics", "params.yaml"], check=True)
-        subprocess.run([*git, "add", "-f", "results/curves", "results/runs"], check=True)
+        small = ("results/curves", "results/runs", "results/figures")
+        subprocess.run([*git, "add", "-f", *small], check=True)
         subprocess.run([*git, "commit", "-q", "-m", branch], check=True)
     return clone
 
@@ -374,6 +380,12 @@ def test_branches_stand_side_by_side(branches: Path, monkeypatch: pytest.MonkeyP
     }
     assert curves["layer"][0]["encoding"]["strokeDash"]["field"] == "revision"
     assert page.count('<td data-value="longest">') == 4
+    figures = re.findall(r'src="(figures/[^"]*)"', page)
+    sizes = []
+    for each in figures:
+        with Image.open(Path("report", each)) as image:
+            sizes.append(image.size)
+    assert sizes == [(20, 10), (21, 10), (22, 10)]
 
 
 def test_revisions_are_compared_where_images_are_the_same_and_predictions_are_not(

@@ -247,6 +247,13 @@ def test_a_published_figure_of_something_else_says_of_what() -> None:
     assert set(results.PUBLISHED_OF) < set(results.PUBLISHED) < set(known)
 
 
+def test_an_interval_ends_where_accuracies_do() -> None:
+    few = {"accuracy_std": 0.05, "seeds": 2}
+    for accuracy, expected in ((0.98, 1.0), (0.02, 0.0)):
+        ends = {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.01}
+        assert expected in results.accuracy_interval({"accuracy": accuracy} | ends | few)
+
+
 def test_one_seed_has_no_spread(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = {key: value for key, value in METRICS.items() if key != "accuracy_std"} | {"seeds": 1}
     write(project / "results/metrics/toys/toys-done.json", one)
@@ -276,7 +283,9 @@ def test_experiments_of_one_name_and_several_baselines_are_all_listed(
 
 @pytest.fixture
 def history(several: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two experiments: one measured a variant anew, the other has a params.yaml of old."""
+    """Three experiments: one measured a variant anew, one, as a sweep's trial, only trained it,
+    and one has a params.yaml of old.
+    """
     git("init", "--quiet")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
     git("add", "--all")
@@ -285,6 +294,7 @@ def history(several: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     listed = []
     for name, path, values in (
         ("better", "results/metrics/toys/toys-worst.json", METRICS | {"accuracy": 0.95}),
+        ("trial", "results/runs/toys/toys-done.json", RECORD | {"train_seconds": 7}),
         ("old", "params.yaml", {"epochs": 3}),
     ):
         git("checkout", "--quiet", "--detach", baseline)
@@ -303,9 +313,10 @@ def test_of_an_experiment_only_what_it_changed_is_listed(
     show.main()
     said = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(said.out)))
-    found = [(row["variant"], row["accuracy"]) for row in rows if row["revision"] != "workspace"]
-    assert found == [("toys-worst", "0.95")]
-    assert len(rows) == 1 + 5
+    found = {row["revision"]: (row["variant"], row["accuracy"]) for row in rows}
+    del found["workspace"]
+    assert found == {"better": ("toys-worst", "0.95"), "trial": ("toys-done", "0.7182")}
+    assert len(rows) == 2 + 5
     assert "an experiment is left out: 'old' has no params.yaml that can be read" in said.err
 
 
