@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tools.command import plain
@@ -26,8 +27,9 @@ def test_a_pipe_that_nobody_reads_ends_a_tool_without_a_word() -> None:
         assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_what_the_system_refuses_is_one_line() -> None:
-    for path, reason in (("no/such", "No such file or directory"), ("tests", "Is a directory")):
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    known = (("no/such", "No such file or directory"), (".", "Is a directory"))
+    for path, reason in ((str(tmp_path / name), reason) for name, reason in known):
         done = outcome(f"open({path!r}, 'w')")
         assert (done.returncode, done.stderr.decode()) == (1, f"error: {path}: {reason}.\n")
 

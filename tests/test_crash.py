@@ -15,6 +15,7 @@ import yaml
 
 from stages.shared.stage import _is_alive
 from tools import doctor, node
+from tools.pipeline import locked
 
 VARIANT = "shapes-deep-bn"
 EPOCHS = 12  # enough that a training goes on for a while after its second epoch
@@ -195,17 +196,22 @@ def inject(folder: Path, stage: str, moments: list[float], ways: list[str]) -> C
     began = time.monotonic()
     finish(folder, stage, FORCE)
     seconds = time.monotonic() - began
+    outs = [out["path"] for out in locked(folder)[stage]["outs"]]
+    clean = {out: node.contents(folder, [out]) for out in outs}
     outcomes: Counter[str] = Counter()
     for moment, way in zip(moments, ways, strict=True):
         process = start(folder, stage, FORCE)
         time.sleep(moment * seconds)  # the moment is the experiment
         break_off(process, way)
         recorded = process.returncode == 0
+        for out in outs:
+            assert node.contents(folder, [out]) in ({}, clean[out]), (stage, moment, way)
         outcomes.update(mend(folder))
         output = finish(folder, stage, FORCE)
         assert git(folder, "status", "--porcelain") == "", (stage, moment, way)
         outcomes["had finished" if recorded else way] += 1
         outcomes["resumed"] += "Resuming" in output
+    assert outcomes["had finished"] < len(moments), "none was broken off"
     return outcomes
 
 

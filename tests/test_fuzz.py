@@ -185,7 +185,7 @@ def read_params(path: Path) -> None:
 
 
 def read_dataset(path: Path) -> None:
-    assert load_split(path).images.sum() >= 0  # which reads every pixel
+    np.array(load_split(path).images)  # reads every pixel
 
 
 # --- cases ------------------------------------------------------------------------------------

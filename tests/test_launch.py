@@ -306,6 +306,9 @@ def test_as_many_jobs_run_as_there_are_shares_of_gpus_or_without_one_of_cores(
         assert connection.jobs == connection.slots() == jobs
     with local.connected(5, per_job, 2) as connection:
         assert connection.jobs == 5
+    monkeypatch.setattr(local, "usable_cores", lambda: 1)
+    with local.connected(None, per_job, 2) as connection:
+        assert connection.jobs == (jobs if visible != "-1" else 1)
 
 
 def test_a_stages_command_sees_its_share_of_the_gpus_and_takes_no_whole_one(
@@ -732,13 +735,14 @@ def tiny_project(folder: Path, stages: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("epochs", [6, 77])  # the first is what it was trained with
+@pytest.mark.parametrize("more", [0, 71])  # epochs than it was trained with
 def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
-    shapes: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+    shapes: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
 ) -> None:
     """Though the node has only the training images of what `download` wrote."""
     shapes.write_params(yaml.safe_load(shapes.text))
     shapes.repro(TARGET)
+    epochs = shapes.tree["recipes"]["demo"]["epochs"] + more
     node_of = tmp_path / "of-the-node"
     for line in (
         f"git clone --quiet {shapes.folder} {node_of}",

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 from keras import layers
 
 from stages.models.air import initialize
@@ -18,7 +19,7 @@ from stages.shared import params
 from stages.shared.stage import StageError
 from stages.training.fitting import build_core
 
-SHIPPED = params.load()
+SHIPPED = params.load(ROOT / "params.yaml")
 SHAPE = (32, 32, 3)
 AIR = {
     "widths": [30, 40, 40],

@@ -690,7 +690,8 @@ def test_a_git_revision_tells_of_uncommitted_changes(
     monkeypatch.chdir(tmp_path)
     assert record.git_revision() == "none"
     Path("stages").mkdir()
-    for file in ("params.yaml", "stages/train.py"):
+    files = ("params.yaml", "dvc.yaml", "stages/train.py")
+    for file in files:
         Path(file).write_text("a")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run(["git", *command], check=True)
@@ -698,7 +699,7 @@ def test_a_git_revision_tells_of_uncommitted_changes(
     assert len(clean) == 12
     Path("notes.txt").write_text("not code")
     assert record.git_revision() == clean
-    for file in ("params.yaml", "stages/train.py"):
+    for file in files:
         Path(file).write_text("b")
         assert record.git_revision() == f"{clean}+changes"
         Path(file).write_text("a")
