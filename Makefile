@@ -41,6 +41,7 @@ $(STAMP): $(LOCK)
 		[ -n '$(USABLE)' ] || $(PYTHON) -m venv --clear $(VENV); \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK); }
 	@$(BIN)/python -m tools.plots_page
+	@install -d -m 700 .dvc/tmp/site
 	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.dvc/tmp/site'
 	@cp $(LOCK) $@
 
