@@ -39,13 +39,9 @@ def main() -> None:
     seconds = alternate(ways, args.rounds)
 
     epochs[TUTORIAL] = epochs["cifar10-deep-bn"]
+    scale = TRAINING_IMAGES / args.images
     trainings = {
-        key: [
-            sum(count * seconds[f"{key}, {pixels}"][i] for pixels, count in sizes.items())
-            * TRAINING_IMAGES
-            / args.images
-            for i in range(args.rounds)
-        ]
+        key: [scale * of_training(key, sizes, seconds, turn) for turn in range(args.rounds)]
         for key, sizes in epochs.items()
     }
     table = compare(trainings, base=TUTORIAL)
@@ -53,6 +49,13 @@ def main() -> None:
         variant = "cifar10-deep-bn" if key == TUTORIAL else key
         row["accuracy"] = Result(Revision(), "cifar10", variant).metrics.get("accuracy")
     report("to_accuracy", {"images": args.images, "rounds": args.rounds, "trainings": table})
+
+
+def of_training(
+    key: str, sizes: dict[int, int], seconds: dict[str, list[float]], turn: int
+) -> float:
+    """The seconds of a whole training, by the epochs that were timed in one round."""
+    return sum(epochs * seconds[f"{key}, {pixels}"][turn] for pixels, epochs in sizes.items())
 
 
 def epochs_at(recipe: params.Recipe) -> dict[int, int]:

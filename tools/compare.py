@@ -19,7 +19,7 @@ above that of the t-test, from which the interval is.
 import argparse
 import itertools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -31,6 +31,13 @@ from tools.results import Predictions, Result, Revision
 
 CONFIDENCE = 0.95
 SMALLEST_P = 1e-99
+
+
+class Variance(NamedTuple):
+    """An estimate for one of a difference's independent parts."""
+
+    value: float
+    degrees_of_freedom: int
 
 
 def main() -> None:
@@ -137,7 +144,11 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 
 def over_images(differences: np.ndarray) -> tuple[float, float, float]:
-    """Is the mean over images zero? p of a t-test, and the ends of the mean's interval."""
+    """Is the mean over images zero? p of a t-test, and the ends of the mean's interval.
+
+    Args:
+        differences: float (images,).
+    """
     if np.ptp(differences) == 0:  # nothing to estimate a spread from
         mean = float(differences[0])
         return float(mean == 0), mean, mean
@@ -150,6 +161,9 @@ def over_seeds(a: np.ndarray, b: np.ndarray) -> float:
     """Do seeds' accuracies, not all alike, have one mean? p of Welch's t-test.
 
     Where one variant has a single seed, whether that may be one more of the other's.
+
+    Args:
+        a, b: float (seeds,), each with its own number of seeds.
     """
     return t_test(a.mean() - b.mean(), seed_variances(a, b))[0]
 
@@ -163,27 +177,36 @@ def over_both(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     images = a.shape[1]
     of_images = float(np.var(a.mean(axis=0) - b.mean(axis=0), ddof=1)) / images
     of_seeds = seed_variances(a.mean(axis=1), b.mean(axis=1))
-    return t_test(a.mean() - b.mean(), [*of_seeds, (of_images, images - 1)])
+    return t_test(a.mean() - b.mean(), [*of_seeds, Variance(of_images, images - 1)])
 
 
-def seed_variances(a: np.ndarray, b: np.ndarray) -> list[tuple[float, int]]:
-    """Variances of the difference of the means of two variants' seeds, each with its degrees.
+def seed_variances(a: np.ndarray, b: np.ndarray) -> list[Variance]:
+    """The variances that two variants' seeds give the difference of their means.
 
     Of a variant with a single seed the other's variance is taken.
+
+    Args:
+        a, b: float (seeds,), each with its own number of seeds.
     """
     if min(len(a), len(b)) > 1:
-        return [(float(np.var(each, ddof=1)) / len(each), len(each) - 1) for each in (a, b)]
+        return [Variance(float(np.var(each, ddof=1)) / len(each), len(each) - 1) for each in (a, b)]
     several = max(a, b, key=len)
-    return [(float(np.var(several, ddof=1)) * (1 + 1 / len(several)), len(several) - 1)]
+    value = float(np.var(several, ddof=1)) * (1 + 1 / len(several))
+    return [Variance(value, len(several) - 1)]
 
 
-def t_test(difference: float, variances: list[tuple[float, int]]) -> tuple[float, float, float]:
-    """Is a difference with these independent variances zero? p, and the ends of its interval."""
-    variance = sum(each for each, _ in variances)
-    degrees = variance**2 / sum(each**2 / of_each for each, of_each in variances)
-    found = stats.t(degrees, loc=difference, scale=np.sqrt(variance))
-    low, high = found.interval(CONFIDENCE)
-    return float(2 * min(found.cdf(0), found.sf(0))), float(low), float(high)
+def t_test(difference: float, variances: list[Variance]) -> tuple[float, float, float]:
+    """Is a difference zero? Two-sided, with Welch and Satterthwaite's degrees of freedom.
+
+    Returns:
+        p, and the ends of the difference's 95 % interval.
+    """
+    variance = sum(each.value for each in variances)
+    freedom = variance**2 / sum(each.value**2 / each.degrees_of_freedom for each in variances)
+    distribution = stats.t(freedom, loc=difference, scale=np.sqrt(variance))
+    low, high = distribution.interval(CONFIDENCE)
+    p = 2 * min(distribution.cdf(0), distribution.sf(0))
+    return float(p), float(low), float(high)
 
 
 def verdict(found: dict[str, Any], comparisons: int) -> str:

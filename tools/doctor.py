@@ -45,9 +45,9 @@ PYTHON = SpecifierSet(">=3.11,<3.14")
 LOW_DISK_GB, FULL_DISK_GB = 5, 1
 COMMAND_SECONDS = 60  # for a command on this machine
 REMOTE_SECONDS = 20  # for a DVC remote to answer
-REFUSALS = {401, 403, 407}  # HTTP: who are you, you must not, ask the proxy
+REFUSALS = {401, 403, 407}  # HTTP: unauthorized, forbidden, proxy login required
 CUDA = Path(sys.prefix) / "installed-cuda"  # of `make CUDA=1 setup`
-NAMED = 3  # of many things, how many a line names
+NAMED = 3  # how many of many things a message names
 
 
 class Finding(NamedTuple):

@@ -96,7 +96,8 @@ def main() -> None:
     found, summary = examine(args, base)
     failures = [each for each in found if each.level == "failure"]
     if failures:
-        summary = f"gate: {len(failures)} failure{'s' * (len(failures) > 1)}"
+        noun = "failure" if len(failures) == 1 else "failures"
+        summary = f"gate: {len(failures)} {noun}"
     for finding in found:
         print(f"{finding.level:<7}  {finding.text}")
     print(summary)
@@ -180,7 +181,9 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
         with doctor.dvc_repository(Path.cwd()) as repo:
             pipeline = read_pipeline(repo)
             name, store, said = open_remote(repo, args.remote, args.no_remote)
-            pipeline.stores = [repo.cache.local, *[store] * (store is not None)]
+            pipeline.stores = [repo.cache.local]
+            if store is not None:
+                pipeline.stores.append(store)
             found += check_entries(pipeline, base)
             found += check_merges(pipeline, base)
             found += check_lock(pipeline)
@@ -201,7 +204,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
             found += check_metrics(base, args.max_drop)
     except StageError as error:
         found.append(Finding("failure", str(error)))
-    return sorted(found, key=lambda each: each.level), passed
+    return sorted(found, key=lambda each: each.level != "failure"), passed
 
 
 class Broken(StageError):
@@ -343,19 +346,20 @@ def mixed_entries(merge: str, ours: str, theirs: str) -> dict[str, Any]:
     try:
         bases = git("merge-base", ours, theirs).splitlines()  # of several, git merges these first
         commits = (bases[0], ours, theirs, merge)
-        began, *sides, merged = (Commit(each, each).read(LOCK) or b"" for each in commits)
-        entries, base, *known = (parse_lock(data, str(LOCK)) for data in (merged, began, *sides))
-    except StageError:  # a shallow clone; or one of them is damaged, which is told where it counts
+        *before, after = (Commit(each, each).read(LOCK) or b"" for each in commits)
+        base, our, their, merged = (parse_lock(text, str(LOCK)) for text in (*before, after))
+    except StageError:  # nothing in common; or one is damaged, which is told where it counts
         return {}
-    new = {n: entry for n, entry in entries.items() if entry not in [s.get(n) for s in known]}
-    names, kept = list(entries), list(merge_lock.merge(base, *known)[0])
+    names, kept = list(merged), list(merge_lock.merge(base, our, their)[0])
     run_since = names[len(kept) :] if names[: len(kept)] == kept else []
-    return {
-        name: entry
-        for text in merged_by_lines(began, *sides)
-        for name, entry in new.items()
-        if (text == merged or name not in run_since) and entry in versions(text, name)
-    }
+    mixed = {}
+    for text in merged_by_lines(*before):
+        for name, entry in merged.items():
+            is_of_one = entry in (our.get(name), their.get(name))
+            may_have_run = name in run_since and text != after
+            if not is_of_one and not may_have_run and entry in versions(text, name):
+                mixed[name] = entry
+    return mixed
 
 
 def versions(text: bytes, name: str) -> Iterator[Any]:
@@ -682,7 +686,8 @@ def to_rerun(why: dict[str, list[str]]) -> list[Finding]:
 def repro(names: list[str]) -> str:
     """What to do about stages."""
     listed = " ".join(names[: doctor.NAMED])
-    return f"`dvc repro {listed}{' ...' * (len(names) > doctor.NAMED)}`, then commit what it wrote."
+    more = " ..." if len(names) > doctor.NAMED else ""
+    return f"`dvc repro {listed}{more}`, then commit what it wrote."
 
 
 def comment(found: list[Finding], summary: str, base: Revision | None, links: str) -> str:

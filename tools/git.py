@@ -1,4 +1,4 @@
-"""What git says."""
+"""Runs git."""
 
 import subprocess
 
@@ -27,5 +27,10 @@ def identity() -> dict[str, str]:
         StageError: if git does not know; it says how to tell it.
     """
     name, _, rest = git("var", "GIT_COMMITTER_IDENT").partition(" <")
-    who = {"NAME": name, "EMAIL": rest.partition(">")[0]}
-    return {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
+    email = rest.partition(">")[0]
+    return {
+        "GIT_AUTHOR_NAME": name,
+        "GIT_AUTHOR_EMAIL": email,
+        "GIT_COMMITTER_NAME": name,
+        "GIT_COMMITTER_EMAIL": email,
+    }

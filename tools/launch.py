@@ -151,16 +151,19 @@ def foreseen(outdated: list[str]) -> str:
     """
     here = Revision()
     records = {f"train@{each.variant}": each.record for each in here.results()}
-    lines, known, new = [], 0.0, 0
+    lines, seconds, untrained = [], 0.0, 0
     for name in outdated:
-        took = sum(each["seconds"] for each in records.get(name, {}).get("trainings", []))
-        known, new = known + took, new + (name in records and not took)
-        said = duration(took) if took else "not yet run" if name in records else ""
-        lines.append(f"{name:<40}  {said}".rstrip())
-    total = f"{len(outdated)} stage{'s' * (len(outdated) > 1)} may run."
-    if known:
-        total += f" Their trainings took {duration(known)} before"
-        total += f", except {new} not yet run." if new else "."
+        note = ""
+        if name in records:
+            took = sum(each["seconds"] for each in records[name].get("trainings", []))
+            note = duration(took) if took else "not yet run"
+            seconds += took
+            untrained += not took
+        lines.append(f"{name:<40}  {note}".rstrip())
+    total = "1 stage may run." if len(outdated) == 1 else f"{len(outdated)} stages may run."
+    if seconds:
+        total += f" Their trainings took {duration(seconds)} before"
+        total += f", except {untrained} not yet run." if untrained else "."
     return "\n".join([*lines, total])
 
 
@@ -325,8 +328,11 @@ class Launch:
             self.waiting.remove(name)
         self.state[name] = state
         if state == "failed":
-            log = [str(self.log(name))] * (not error or self.log(name).exists())
-            self.failed[name] = ": ".join([*log, *[error] * bool(error)])
+            log = self.log(name)
+            if error and log.exists():
+                self.failed[name] = f"{log}: {error}"
+            else:
+                self.failed[name] = error or str(log)
         self.display.ended(name, state, self.failed.get(name, ""))
 
     def log(self, name: str) -> Path:

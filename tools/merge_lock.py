@@ -60,7 +60,7 @@ def merge(
 
 
 def inputs(entry: dict[str, Any]) -> list[Any]:
-    """With what a stage was run."""
+    """What a stage was run with: its command, inputs and parameters."""
     return [entry.get(key) for key in ("cmd", "deps", "params")]
 
 

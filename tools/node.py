@@ -81,7 +81,7 @@ def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
     base = node_folder(job["url"])
     log = base / "logs" / f"{job['stage']}.{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w+b") as file, told(board, job["stage"], log):
+    with open(log, "w+b") as file, reporting(board, job["stage"], log):
         folder = checkout(base, job["url"], job["revision"], file)
         if folder is not None:
             hand_over(folder, job)
@@ -363,8 +363,8 @@ def is_whole(lock: Path) -> bool:
 
 
 @contextmanager
-def told(board: Any, stage: str, log: Path) -> Iterator[None]:
-    """Meanwhile the last line of a log is written on the board, again and again."""
+def reporting(board: Any, stage: str, log: Path) -> Iterator[None]:
+    """Meanwhile, sends a log's last line to the board every TELL_SECONDS."""
     done = threading.Event()
 
     def tell() -> None:

@@ -58,7 +58,8 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
     Raises:
         StageError: if there is no such target, dvc.yaml is not valid, or another DVC is at work.
     """
-    command = [sys.executable, "-m", "tools.pipeline", *["--put"] * put, "--", *targets]
+    options = ["--put"] if put else []
+    command = [sys.executable, "-m", "tools.pipeline", *options, "--", *targets]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise StageError(done.stderr.strip().removeprefix("error: "))
@@ -72,7 +73,6 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
 
 
 def main() -> None:
-    from dvc.exceptions import DvcException
     from dvc.repo import lock_repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
@@ -87,19 +87,9 @@ def main() -> None:
         put, saved = [], []
         with lock_repo(repo):  # no stage begins meanwhile
             changes = {stage: _changes(stage) for stage in order}
-            while args.put and (
-                moved := [each for each in order if each not in put and _is_moved(changes[each])]
-            ):
-                put += moved
-                _checkout(repo, moved)
-                changes = {stage: _changes(stage) for stage in order}  # those downstream, too
-            for stage in order:
-                if args.put and _is_lost(stage, changes[stage]):
-                    with suppress(DvcException):  # somebody reads them
-                        stage.commit()
-                        saved.append(stage.addressing)
-                    changes[stage] = _changes(stage)
-        put = [stage.addressing for stage in put if not _is_moved(changes[stage])]
+            if args.put:
+                put = _put_in_place(repo, changes)
+                saved = _save(changes)
         outdated = {stage for stage in order if changes[stage]}
         for stage in order:
             if outdated.intersection(graph.successors(stage)):
@@ -107,6 +97,43 @@ def main() -> None:
         steps = [asdict(_step(stage, list(graph.successors(stage)))) for stage in order]
         names = [stage.addressing for stage in order if stage in outdated]
     print(json.dumps({"steps": steps, "outdated": names, "put": put, "saved": saved}))
+
+
+def _put_in_place(repo: Any, changes: dict[Any, list[Any]]) -> list[str]:
+    """Puts in place the outputs where others lie; returns their stages' names.
+
+    What is downstream is seen to be moved only when what is upstream lies where it should.
+
+    Args:
+        changes: of each stage, what `_changes` says; it is brought up to date.
+    """
+    tried: list[Any] = []
+    while True:
+        moved = [stage for stage in changes if _is_moved(changes[stage])]
+        new = [stage for stage in moved if stage not in tried]
+        if not new:
+            return [stage.addressing for stage in tried if stage not in moved]
+        tried += new
+        _checkout(repo, new)
+        changes |= {stage: _changes(stage) for stage in changes}
+
+
+def _save(changes: dict[Any, list[Any]]) -> list[str]:
+    """Puts into DVC's cache the outputs that it lacks; returns their stages' names.
+
+    Args:
+        changes: as of `_put_in_place`.
+    """
+    from dvc.exceptions import DvcException
+
+    saved = []
+    for stage in changes:
+        if _is_lost(stage, changes[stage]):
+            with suppress(DvcException):  # somebody reads them
+                stage.commit()
+                saved.append(stage.addressing)
+            changes[stage] = _changes(stage)
+    return saved
 
 
 def _checkout(repo: Any, stages: list[Any]) -> None:
@@ -123,18 +150,22 @@ def _checkout(repo: Any, stages: list[Any]) -> None:
 
 
 def _step(stage: Any, upstream: list[Any]) -> Step:
-    read = [Path(dep.fs_path) for dep in stage.deps]
-    inputs = [
+    deps = [Path(dep.fs_path) for dep in stage.deps]
+    read = [
         out
         for each in upstream
         for out in each.outs
-        if any(_overlap(Path(out.fs_path), path) for path in read)
+        if any(_overlap(Path(out.fs_path), path) for path in deps)
     ]
+    outs, small_outs = _paths(stage.outs)
+    inputs, small_inputs = _paths(read)
     return Step(
-        stage.addressing,
-        [each.addressing for each in upstream],
-        *_paths(stage.outs),
-        *_paths(inputs),
+        name=stage.addressing,
+        upstream=[each.addressing for each in upstream],
+        outs=outs,
+        small_outs=small_outs,
+        inputs=inputs,
+        small_inputs=small_inputs,
     )
 
 

@@ -123,17 +123,17 @@ class Predictor:
     def __init__(self, path: Path, classes: list[str]) -> None:
         self.model = load_model(path)
         match self.model.input_shape, self.model.output_shape:
-            case (_, int(height), int(width), 3), (_, int(count)):
+            case (_, int(height), int(width), 3), (_, int(outputs)):
                 self.height, self.width = height, width
             case taken, given:
                 raise StageError(
                     f"{path} must take colour images of one size and give each class a "
                     f"probability. Received: shapes {taken} and {given}."
                 )
-        self.classes = classes or [f"class {number}" for number in range(count)]
-        if len(self.classes) != count:
+        self.classes = classes or [f"class {number}" for number in range(outputs)]
+        if len(self.classes) != outputs:
             raise StageError(
-                f"{path} must have {len(self.classes)} classes. Received: {count} classes."
+                f"{path} must have {len(self.classes)} classes. Received: {outputs} classes."
             )
 
     def predict(self, names: list[str], top: int) -> list[dict[str, Any]]:

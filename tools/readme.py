@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages.shared.stage import StageError, duration, outputs
 from tools.command import run
-from tools.compare import t_test
+from tools.compare import Variance, t_test
 from tools.results import Result, Revision
 from tools.show import figure, interval, markdown, measured, published
 
@@ -95,7 +95,7 @@ def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
         difference = f"{points:+.2f}"
         if row["accuracy_std"] and base.row["accuracy_std"]:
             variances = [
-                ((100 * each["accuracy_std"]) ** 2 / each["seeds"], each["seeds"] - 1)
+                Variance((100 * each["accuracy_std"]) ** 2 / each["seeds"], each["seeds"] - 1)
                 for each in (row, base.row)
             ]
             _, low, high = t_test(points, variances)

@@ -45,7 +45,7 @@ CALIBRATION_IMAGES = 10  # a bin of fewer tells nothing
 CONFIDENCE = f"Confidence, first seed, bins of {CALIBRATION_IMAGES} images and more"
 FEW_EPOCHS = 30  # up to this, each epoch is a point
 EPOCHS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # what the axis of epochs is labelled with
-FEW_NAMES = 8  # up to this, points are labelled, else told by a touch
+FEW_NAMES = 8  # up to this, points are labelled; beyond it, only tooltips name them
 HEIGHT = 320
 GALLERIES = ("first_predictions", "mistakes", "confusion")
 PERCENT = {"format": ".0%"}
@@ -326,8 +326,8 @@ def by_variant(
     return encoding
 
 
-def told(encoding: dict[str, Any]) -> dict[str, Any]:
-    """A layer that is not seen: points that tell their values by a touch, as a line cannot."""
+def tooltips(encoding: dict[str, Any]) -> dict[str, Any]:
+    """An invisible layer of points that show tooltips, as a line's mark has none per epoch."""
     mark = {"type": "point", "filled": True, "size": 80, "opacity": 0}
     return {"mark": mark | {"tooltip": {"content": "data"}}, "encoding": encoding}
 
@@ -390,7 +390,7 @@ def curves_chart(results: list[Result], several: bool) -> dict[str, Any] | None:
                 "mark": {"type": "line", "point": few},
                 "encoding": place | by_variant(several, results, values, "strokeDash"),
             },
-            told(place),
+            tooltips(place),
         ],
     )
 
@@ -531,7 +531,7 @@ def calibration_chart(results: list[Result], several: bool) -> dict[str, Any] | 
                 "mark": {"type": "line", "point": True},
                 "encoding": place | by_variant(several, results, values, "strokeDash"),
             },
-            told(place),
+            tooltips(place),
         ],
     )
 

@@ -61,7 +61,7 @@ def accuracy_interval(metrics: dict[str, Any]) -> tuple[float, float]:
     The first is Wilson's, which evaluate computes, the second Student's t over the seeds; their
     half-widths are added in quadrature (Zou and Donner 2008).
     """
-    accuracy, low, high = (metrics[f"accuracy{end}"] for end in ("", "_low", "_high"))
+    accuracy, low, high = metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"]
     deviation, seeds = metrics.get("accuracy_std"), metrics.get("seeds") or 1
     if deviation is not None and seeds > 1:
         half = stdtrit(seeds - 1, 0.975) * deviation / math.sqrt(seeds)
@@ -83,10 +83,10 @@ class Revision:
 
     def read(self, path: Path) -> bytes | None:
         """A file's bytes, or None where this revision or this machine does not have it."""
-        data = self._in_git(path)
+        data = self._read_without_dvc(path)
         return self._kept_by_dvc(path) if data is None and self.commit else data
 
-    def _in_git(self, path: Path) -> bytes | None:
+    def _read_without_dvc(self, path: Path) -> bytes | None:
         if self.commit is None:
             try:
                 return path.read_bytes()
@@ -156,7 +156,7 @@ class Revision:
             StageError: if it is damaged.
         """
         name = str(LOCK) if self.commit is None else f"{self.name}'s {LOCK}"
-        return parse_lock(self._in_git(LOCK) or b"", name)
+        return parse_lock(self._read_without_dvc(LOCK) or b"", name)
 
     @cached_property
     def trained_since(self) -> set[str]:

@@ -34,7 +34,7 @@ LOGS = Path("logs/sweeps")
 POLL_SECONDS = 0.5
 CHECKED = 1000  # combinations, which takes seconds
 LONGEST_NAME = 150  # letters of an experiment's name
-REPEATS = 100  # in a row, of trials there have been: then Optuna is taken to have no others
+REPEATS = 100  # suggestions in a row that were tried before: then Optuna is taken to have no others
 STARTUP_TRIALS = 8  # at random, before Optuna has something to learn from
 
 
@@ -124,7 +124,6 @@ class Sweep:
                 f"view each: it cannot tell values of test_views apart. Received: {views}."
             )
         self.space, self.seeds = space, seeds
-        self.validation: dict[str, Any] = {}  # which images are held out, by all trials
         lists = [each for each in space.values() if isinstance(each, list)]
         self.is_finite = len(lists) == len(space)
         if trials is None and not self.is_finite:
@@ -154,16 +153,25 @@ class Sweep:
             tried = [dict(zip(ends, each, strict=True)) for each in combinations]
         else:
             tried = [first | {key: value} for key in ends for value in ends[key]]
-        for values in tried:
-            self.check(values | self.fixed())
+        held_out = [self.check(values | self.fixed()) for values in tried]
+        for each in held_out:
+            if each != held_out[0]:
+                raise StageError(
+                    "A sweep compares accuracies on the same validation images: validation and "
+                    "images_per_class must be alike in all trials. "
+                    f"Received: {held_out[0]} and {each}."
+                )
 
     def fixed(self) -> dict[str, Any]:
         """What all trials have in common."""
         seeds = list(range(self.seeds or 0))
         return {f"variants.{self.variant}.seeds": seeds} if seeds else {}
 
-    def check(self, values: dict[str, Any]) -> None:
-        """Whether params.yaml allows these values, with the same validation images for all.
+    def check(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Whether params.yaml allows these values, with validation images, of one dataset.
+
+        Returns:
+            What says which images are held out.
 
         Raises:
             StageError: if not.
@@ -188,14 +196,7 @@ class Sweep:
                 "A sweep compares accuracies on validation images, so validation.fraction must be "
                 f"above 0. Received: 0, of recipe {variant.recipe}.{hint}"
             )
-        held_out = recipe.validation.model_dump() | {"images_per_class": recipe.images_per_class}
-        self.validation = self.validation or held_out
-        if held_out != self.validation:
-            raise StageError(
-                "A sweep compares accuracies on the same validation images: validation and "
-                "images_per_class must be alike in all trials. "
-                f"Received: {self.validation} and {held_out}."
-            )
+        return recipe.validation.model_dump() | {"images_per_class": recipe.images_per_class}
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
         """The next trial, and its values, which no trial had before; None if there are no others.
@@ -215,7 +216,7 @@ class Sweep:
         return self.untried()
 
     def untried(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
-        """A combination that Optuna repeats others for; None if there is no such, or of ranges."""
+        """The first combination not tried yet; None if there is none, or a range is swept."""
         if not self.is_finite:
             return None
         for places in self.combinations():
