@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stages.shared.dataset import Split
-from tools.show import table
+from tools.formatting import table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -257,12 +257,12 @@ def test_what_may_run_is_told_with_what_it_took(
     (tmp_path / "results/runs/shapes/shapes-lenet.json").write_text(json.dumps(trainings))
     monkeypatch.chdir(tmp_path)
     names = ["lineup", "train@shapes-lenet", "train@shapes-simple"]
-    lines = [line.split(maxsplit=1) for line in launch.foreseen(names[:2]).splitlines()]
+    lines = [line.split(maxsplit=1) for line in launch.dry_run_text(names[:2]).splitlines()]
     assert lines[:2] == [["lineup"], ["train@shapes-lenet", "2 min 0 s"]]
     assert " ".join(lines[2]) == "2 stages may run. Their trainings took 2 min 0 s before."
-    lines = [line.split(maxsplit=1) for line in launch.foreseen(names).splitlines()]
+    lines = [line.split(maxsplit=1) for line in launch.dry_run_text(names).splitlines()]
     assert lines[2] == ["train@shapes-simple", "not yet run"]
-    assert launch.foreseen(["lineup"]) == "lineup\n1 stage may run."
+    assert launch.dry_run_text(["lineup"]) == "lineup\n1 stage may run."
     assert " ".join(lines[3]).endswith("took 2 min 0 s before, except 1 not yet run.")
 
 
@@ -321,6 +321,7 @@ def test_a_stages_command_sees_its_share_of_the_gpus_and_takes_no_whole_one(
     with local.connected(1, 1.0, 2) as connection:
         for name in ("a", "b"):  # in turn
             job = {"root": str(project), "stage": f"train@{name}", "outs": [name], "log": "log"}
+            job["environment"] = {}
             assert connection.outcome(connection.run_here(job))["code"] == 0
             lines = (project / name).read_text().splitlines()
             assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in lines
@@ -520,7 +521,7 @@ def test_what_failed_on_a_node_or_could_not_be_pulled_has_failed(
     recorded: list[Any] = []
     monkeypatch.setattr(pipeline, "record", recorded.append)
     monkeypatch.setattr(node, "dvc", lambda *_: 7)  # the pull
-    nodes = launch.Nodes(SimpleNamespace(jobs=1), cluster.Source("origin", "abc", None))
+    nodes = launch.ClusterRunner(SimpleNamespace(jobs=1), cluster.Source("origin", "abc", None))
     outcome = {"code": code, "ran": True, "log": b"why\n"}  # all that there is of a lost one
     outcome |= {} if code else {"files": {"m.json": b"new"}, "entry": {}}
     nodes.collect(Step("a", [], [], ["m.json"], [], []), outcome, Path("a.log"))
@@ -542,10 +543,10 @@ def test_a_commit_that_only_another_remote_has_is_not_pushed(
     ):
         subprocess.run(line.split(), check=True)
     with pytest.raises(StageError, match=r"HEAD must be pushed to origin\."):
-        cluster.elsewhere(None)
+        cluster.pushed_source(None)
     subprocess.run("git update-ref refs/remotes/origin/main HEAD".split(), check=True)
     with pytest.raises(StageError, match=r"Nodes share data through a DVC remote"):
-        cluster.elsewhere(None)
+        cluster.pushed_source(None)
 
 
 def test_dvcs_lock_is_written_whole_under_its_guard_and_loses_no_entry(
@@ -770,6 +771,7 @@ def test_a_trial_on_a_node_runs_its_training_and_makes_no_data_anew(
         "folder": None,
         "cache": None,
         "identity": {},
+        "environment": {},
     }
     shapes.tell_standin()
     before = set((tmp_path / "store").rglob("*"))
@@ -996,7 +998,7 @@ with local.connected(4, 1.0, 2) as connection:
         text = path.read_text()
         path.write_text(text.replace("seeds: [", f"seeds: [{1000 + n}, "))
         steps, outdated = pipeline.plan(sys.argv[2:])
-        code = launch.Launch(steps, outdated, launch.Here(connection)).run()
+        code = launch.Launch(steps, outdated, launch.LocalRunner(connection)).run()
         entries = pipeline.locked()
         for name in outdated:
             seeds = f"variants.{name.partition('@')[2]}"

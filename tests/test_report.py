@@ -19,7 +19,7 @@ from PIL import Image
 from stages.evaluate import describe
 from stages.shared.dataset import Split
 from stages.shared.stage import StageError
-from tools import report
+from tools import charts, report
 from tools.results import Predictions, Revision
 
 CLASSES = ("cat", "dog", "</script><b>frog")
@@ -172,7 +172,7 @@ def test_charts_have_the_numbers_of_the_results(make: Callable[..., str]) -> Non
     for (i, j), count in np.ndenumerate(np.sum([seed["confusion"] for seed in seeds], axis=0)):
         share = count / (2 * IMAGES / 3)  # of the true class's images, in both seeds
         assert shares.get((CLASSES[i], CLASSES[j]), 0) == pytest.approx(share, rel=1e-4)
-    bins = [b for b in seeds[0]["calibration"] if b["images"] >= report.CALIBRATION_IMAGES]
+    bins = [b for b in seeds[0]["calibration"] if b["images"] >= charts.CALIBRATION_IMAGES]
     for key in ("accuracy", "confidence"):
         expected = [each[key] for each in bins]
         assert [each[key] for each in shown["calibration"]] == pytest.approx(expected, rel=1e-4)
@@ -183,8 +183,8 @@ def test_charts_have_the_numbers_of_the_results(make: Callable[..., str]) -> Non
 def test_confusions_of_many_classes_are_the_most_frequent_ones(
     make: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "MANY_CLASSES", 2)
-    monkeypatch.setattr(report, "TOP_CONFUSIONS", 4)
+    monkeypatch.setattr(charts, "MANY_CLASSES", 2)
+    monkeypatch.setattr(charts, "TOP_CONFUSIONS", 4)
     values = embedded(make(1), "specs")["toys-confusion"]["data"]["values"]
     assert 0 < len(values) <= 4
     assert all(value["true"] != value["predicted"] for value in values)

@@ -16,7 +16,7 @@ from conftest import PARAMS, ROOT
 from dvc.repo.experiments import Experiments
 
 from stages.shared.stage import StageError
-from tools import results, show
+from tools import formatting, results, show
 from tools.git import git
 from tools.results import Result, Revision, revisions
 
@@ -125,7 +125,7 @@ def test_a_variant_trained_since_its_evaluation_is_listed_as_not_evaluated(
 def test_parameters_are_those_of_the_training(project: Path) -> None:
     """And not those that params.yaml has by now."""
     (result, _) = Revision().results(["toys"])
-    now = result.parameters
+    now = result.hyperparameters
     then = {
         "variants.toys-done": {"dataset": "toys", "recipe": "then", "seeds": [8]},
         "recipes.then": {"epochs": 99},
@@ -133,8 +133,8 @@ def test_parameters_are_those_of_the_training(project: Path) -> None:
     stages = {"train@toys-done": {"cmd": "train", "params": {"params.yaml": then}}}
     (project / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
     result, new = Revision().results(["toys"])
-    assert result.parameters == then["variants.toys-done"] | {"recipe": {"epochs": 99}} != now
-    assert new.parameters["seeds"] == now["seeds"]
+    assert result.hyperparameters == then["variants.toys-done"] | {"recipe": {"epochs": 99}} != now
+    assert new.hyperparameters["seeds"] == now["seeds"]
 
 
 def test_a_damaged_lock_file_is_an_error_that_names_it(project: Path) -> None:
@@ -241,10 +241,10 @@ def test_without_a_record_time_and_device_are_dashes(
 
 def test_a_published_figure_of_something_else_says_of_what() -> None:
     row = {"variant": "cifar10-shallow", "published": 0.76}
-    assert show.published(row) == "76.00% (about; another network)"
-    assert show.published(row | {"variant": "cifar10-deep"}) == "76.00%"
+    assert formatting.published(row) == "76.00% (about; another network)"
+    assert formatting.published(row | {"variant": "cifar10-deep"}) == "76.00%"
     known = yaml.safe_load((ROOT / "params.yaml").read_text())["variants"]
-    assert set(results.PUBLISHED_OF) < set(results.PUBLISHED) < set(known)
+    assert set(results.PUBLISHED_NOTES) < set(results.PUBLISHED) < set(known)
 
 
 def test_an_interval_ends_where_accuracies_do() -> None:

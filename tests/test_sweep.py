@@ -22,7 +22,7 @@ from tools.cluster import Source
 from tools.git import identity
 from tools.pipeline import Step
 from tools.results import Revision
-from tools.sweep import Range, Sweep, parse, pull, report, the_variant, validation_accuracies
+from tools.sweep import Range, Sweep, find_variant, parse, pull, report, validation_accuracies
 
 SECONDS = 300  # no command takes longer, whatever else the machine does
 RATE = "recipes.demo.optimizer.learning_rate"
@@ -60,8 +60,8 @@ def test_other_forms_are_an_error(text: str) -> None:
 
 def test_a_sweep_is_of_one_variant() -> None:
     tree = params.load().model_dump()
-    assert the_variant(tree, [RATE], ["train@shapes-lenet"]) == "shapes-lenet"
-    assert the_variant(tree, ["variants.shapes-deep-bn.config.l2"], []) == "shapes-deep-bn"
+    assert find_variant(tree, [RATE], ["train@shapes-lenet"]) == "shapes-lenet"
+    assert find_variant(tree, ["variants.shapes-deep-bn.config.l2"], []) == "shapes-deep-bn"
     for keys, targets in (
         ([RATE], []),
         ([RATE], ["train@shapes-lenet", "train@shapes-simple"]),
@@ -69,7 +69,7 @@ def test_a_sweep_is_of_one_variant() -> None:
         ([RATE, "variants.cifar10-lenet.seeds"], []),
     ):
         with pytest.raises(StageError, match="A sweep is of one variant"):
-            the_variant(tree, keys, targets)
+            find_variant(tree, keys, targets)
 
 
 KEYS = ("shapes-lenet", "shapes-deep-bn", "cifar10-air94")

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from stages.shared import params
 from stages.shared.stage import StageError
+from tools.formatting import markdown, measured
 from tools.git import git
 from tools.results import RESULTS, Revision, accuracy_interval, differences
-from tools.show import markdown, measured
 
 ROWS = 100  # of a table
 WIDEST = 80  # characters of a value

@@ -34,8 +34,18 @@ class Source:
     folder: str | None = None
     cache: str | None = None
 
+    def fields(self) -> node.CloneSource:
+        """Its part of a job."""
+        return {
+            "url": self.url,
+            "revision": self.revision,
+            "remote": self.remote,
+            "folder": self.folder,
+            "cache": self.cache,
+        }
 
-def here() -> Source:
+
+def local_source() -> Source:
     """This folder's revision, for clones on this machine.
 
     Raises:
@@ -47,7 +57,7 @@ def here() -> Source:
         return Source(str(Path.cwd()), revision, None, folder, repo.cache.local_cache_dir)
 
 
-def elsewhere(remote: str | None) -> Source:
+def pushed_source(remote: str | None) -> Source:
     """This folder's revision, for other machines.
 
     Raises:
@@ -141,13 +151,13 @@ class Connection:
             shares = list(map(min, shares, on_gpus))
         return self.jobs or max(1, int(sum(shares)))
 
-    def run_on_node(self, job: dict[str, Any]) -> Any:
+    def run_on_node(self, job: node.NodeJob) -> Any:
         return self._start(node.run_on_node, job, self._board)
 
-    def run_trial(self, job: dict[str, Any]) -> Any:
+    def run_trial(self, job: node.TrialJob) -> Any:
         return self._start(node.run_trial, job)
 
-    def _start(self, function: Any, job: dict[str, Any], *more: Any) -> Any:
+    def _start(self, function: Any, job: node.StageJob, *more: Any) -> Any:
         gpus = self._gpus if job["stage"].startswith(ON_DEVICE) else 0
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": NODE_LOSSES}
         return self._ray.remote(**options)(function).options(name=job["stage"]).remote(job, *more)
@@ -161,13 +171,14 @@ class Connection:
         done, _ = self._ray.wait(references, timeout=seconds)
         return list(done)
 
-    def outcome(self, reference: Any) -> dict[str, Any]:
+    def outcome(self, reference: Any) -> node.Outcome:
         """What a worker returned; of one that Ray lost for good, what Ray says."""
         try:
-            return dict(self._ray.get(reference))
+            outcome: node.Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             text = str(error).strip()
             return {"code": 1, "ran": True, "error": text, "log": text.encode()}
+        return outcome
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 try:
     import filelock
@@ -29,7 +29,8 @@ try:
     from stages.shared import params
     from stages.shared.backend import import_keras
     from stages.shared.stage import StageError, _is_dvc
-    from tools.command import plain, run
+    from tools.command import run
+    from tools.finding import Finding, first_few
     from tools.node import is_whole, without_passwords
     from tools.pipeline import locked
 except ModuleNotFoundError as missing:  # most often the environment is not activated
@@ -47,19 +48,6 @@ COMMAND_SECONDS = 60  # for a command on this machine
 REMOTE_SECONDS = 20  # for a DVC remote to answer
 REFUSALS = {401, 403, 407}  # HTTP: unauthorized, forbidden, proxy login required
 CUDA = Path(sys.prefix) / "installed-cuda"  # of `make CUDA=1 setup`
-NAMED = 3  # how many of many things a message names
-
-
-class Finding(NamedTuple):
-    level: Literal["ok", "warning", "error", "note", "failure"]  # the last two are the gate's
-    what: str
-    advice: str = ""
-
-    @property
-    def text(self) -> str:
-        """What was found and what to do, in one line."""
-        what = f"{self.what.rstrip('.')}. {self.advice}" if self.advice else self.what
-        return plain(" ".join(what.split()))
 
 
 def main() -> None:
@@ -112,9 +100,11 @@ def check_packages(folder: Path) -> list[Finding]:
     install = f"`python -m pip install --require-hashes -r {lock.name}`."
     found = []
     if absent:
-        found.append(Finding("error", f"of {lock.name}, not installed: {some(absent)}", install))
+        found.append(
+            Finding("error", f"of {lock.name}, not installed: {first_few(absent)}", install)
+        )
     if different:
-        what = f"other versions than in {lock.name}: {some(different)}"
+        what = f"other versions than in {lock.name}: {first_few(different)}"
         found.append(Finding("warning", what, f"Results may differ in their last bits: {install}"))
     return found or [Finding("ok", f"{len(wanted)} packages, all as in {lock.name}")]
 
@@ -303,7 +293,7 @@ def check_trainings(folder: Path) -> list[Finding]:
     for variant in sorted((folder / "checkpoints").glob("*/")):
         paths = sorted(variant.glob("*/seed-*/epoch-*.npz"))
         epochs = {path.parent.name: int(path.stem.removeprefix("epoch-")) for path in paths}
-        reached = some(f"{seed} after epoch {epoch}" for seed, epoch in epochs.items())
+        reached = first_few(f"{seed} after epoch {epoch}" for seed, epoch in epochs.items())
         if holder := trainer_of(variant):
             so_far = f" ({reached})" if epochs else ""
             found.append(Finding("ok", f"{variant.name} is being trained by {holder}{so_far}"))
@@ -350,9 +340,11 @@ def check_partials(folder: Path) -> list[Finding]:
     if not paths:
         return [Finding("ok", "no half-written outputs")]
     if stage_processes(folder):
-        return [Finding("ok", f"{len(paths)} outputs are being written: {some(sorted(paths))}")]
+        return [
+            Finding("ok", f"{len(paths)} outputs are being written: {first_few(sorted(paths))}")
+        ]
     advice = "Their stages replace them; delete those whose variant is gone."
-    return [Finding("warning", f"half-written outputs: {some(sorted(paths))}", advice)]
+    return [Finding("warning", f"half-written outputs: {first_few(sorted(paths))}", advice)]
 
 
 def check_disk(folder: Path) -> list[Finding]:
@@ -399,10 +391,10 @@ def check_gitignore(folder: Path) -> list[Finding]:
     hidden = [path for path, is_cached in cached.items() if not is_cached and path in ignored]
     found = []
     if exposed:
-        what = f"DVC keeps these, and git would too: {some(exposed)}"
+        what = f"DVC keeps these, and git would too: {first_few(exposed)}"
         found.append(Finding("warning", what, "Add them to .gitignore."))
     if hidden:
-        what = f"DVC leaves these to git, which ignores them: {some(hidden)}"
+        what = f"DVC leaves these to git, which ignores them: {first_few(hidden)}"
         advice = f"`git check-ignore -v --no-index {hidden[0]}` names the rule to change."
         found.append(Finding("warning", what, advice))
     return found or [Finding("ok", f"right for all {len(cached)} outputs of dvc.yaml")]
@@ -539,13 +531,6 @@ def stage_processes(folder: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def some(items: Iterable[str]) -> str:
-    """The first few of many, and how many more there are."""
-    items = list(items)
-    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return ", ".join(items[:NAMED]) + more
 
 
 def last_line(text: str) -> str:

@@ -26,7 +26,7 @@ from stages.shared.dataset import load_split
 from stages.shared.stage import StageError, outputs, size
 from tools.command import run
 from tools.predict import find, weights_of
-from tools.results import replaceable
+from tools.results import check_out_folder
 
 IMAGES = 1000
 TOLERANCE = 1e-4  # between probabilities, for another order of additions
@@ -60,7 +60,7 @@ def export(name: str, folder: Path) -> str:
     model = in_float32(load_model(find(name)[0]))
     split = load_split(Path("data/raw", dataset, "test"))
     images = np.asarray(split.images[:IMAGES])
-    with outputs(replaceable(folder, "saved_model", "model.onnx")) as (partial,):
+    with outputs(check_out_folder(folder, "saved_model", "model.onnx")) as (partial,):
         saved, onnx = partial / "saved_model", partial / "model.onnx"
         write(model, saved, onnx)
         (partial / "classes.json").write_text(json.dumps(list(split.classes)) + "\n")

@@ -31,7 +31,7 @@ from stages.shared import params
 from stages.shared.stage import StageError
 from tools import changes, doctor, merge_lock
 from tools.command import run
-from tools.doctor import Finding, some
+from tools.finding import NAMED, Finding, first_few
 from tools.git import git
 from tools.node import without_passwords
 from tools.pipeline import LOCK, locked, parse_lock
@@ -175,7 +175,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
         what = "this clone lacks older commits, so neither the base nor merges can be looked at"
         found.append(Finding("failure", what, "`git fetch --unshallow`."))
     if left := [line[3:] for line in git("status", "--porcelain").splitlines()]:
-        what = f"not committed, and so not in what would be merged: {some(left)}"
+        what = f"not committed, and so not in what would be merged: {first_few(left)}"
         found.append(Finding("note", what, "Commit it, or have git ignore it."))
     try:
         with doctor.dvc_repository(Path.cwd()) as repo:
@@ -195,7 +195,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
                 passed += f", {len(cached(pipeline))} outputs on remote {name}"
     except DvcException as error:
         found.append(Finding("failure", f"DVC cannot read the pipeline: {error}", "Fix it."))
-    except Broken as error:
+    except Damaged as error:
         found.append(Finding("failure", str(error)))
         base = None  # metrics are told apart by dvc.lock
     try:
@@ -207,7 +207,7 @@ def examine(args: argparse.Namespace, base: Revision | None) -> tuple[list[Findi
     return sorted(found, key=lambda each: each.level != "failure"), passed
 
 
-class Broken(StageError):
+class Damaged(StageError):
     """A file of the project is not what it must be: a finding, where a bad argument is none."""
 
 
@@ -215,12 +215,12 @@ def read_pipeline(repo: Any) -> Pipeline:
     """The stages of dvc.yaml in their order.
 
     Raises:
-        Broken: if dvc.lock is not what DVC writes.
+        Damaged: if dvc.lock is not what DVC writes.
     """
     try:
         lock = locked()
     except StageError as error:
-        raise Broken(str(error)) from None
+        raise Damaged(str(error)) from None
     stages = stages_of(repo)
     ran = [name for name in stages if name in lock]
     return Pipeline(repo, stages, ran, [name for name in lock if name not in stages])
@@ -239,7 +239,7 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
     if base:
         try:
             at_base, ran_at_base = stages_at(base)
-        except Broken as error:  # this branch may be what mends it
+        except Damaged as error:  # this branch may be what mends it
             found.append(Finding("note", f"stages are not compared with the base's: {error}"))
     why, never = defaultdict(list), []
     read = [Path(dep.fs_path) for name in pipeline.ran for dep in pipeline.stages[name].deps]
@@ -260,10 +260,10 @@ def check_entries(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
     found += to_rerun(why)
     if never:
         where = "here or on the base" if base else "here"
-        what = f"not run yet, {where}: {some(never)}"
+        what = f"not run yet, {where}: {first_few(never)}"
         found.append(Finding("note", what, "`dvc repro NAME` runs one when there is time."))
     if pipeline.left_over:
-        what = f"dvc.lock has entries of deleted stages: {some(pipeline.left_over)}"
+        what = f"dvc.lock has entries of deleted stages: {first_few(pipeline.left_over)}"
         found.append(Finding("note", what, "They only slow DVC down, and can be deleted there."))
     return found
 
@@ -275,7 +275,7 @@ def stages_at(base: Revision) -> tuple[set[str], set[str]]:
     passwords of a remote that this branch adds, may not be valid.
 
     Raises:
-        Broken: if DVC cannot read its dvc.yaml.
+        Damaged: if DVC cannot read its dvc.yaml.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -289,7 +289,7 @@ def stages_at(base: Revision) -> tuple[set[str], set[str]]:
             with Repo(folder, config={"core": {"no_scm": True, "site_cache_dir": folder}}) as repo:
                 stages = stages_of(repo)
         except DvcException as error:
-            raise Broken(f"DVC cannot read the pipeline of {base.name}: {error}") from None
+            raise Damaged(f"DVC cannot read the pipeline of {base.name}: {error}") from None
     ran = {name for name in stages if any(out.hash_info for out in stages[name].outs)}
     return set(stages), ran
 
@@ -313,7 +313,7 @@ def check_lock(pipeline: Pipeline) -> list[Finding]:
                 unknown.append(str(dep))
     found = to_rerun(why)
     if unknown:
-        what = f"not compared, as their folders' listings are missing: {some(unknown)}"
+        what = f"not compared, as their folders' listings are missing: {first_few(unknown)}"
         found.append(Finding("note", what, "`dvc pull`, or a remote, brings them."))
     return found + extra_files(pipeline)
 
@@ -331,7 +331,9 @@ def check_merges(pipeline: Pipeline, base: Revision | None) -> list[Finding]:
         entries = mixed_entries(*merge.split())
         mixed |= dict.fromkeys(name for name in entries if entries[name] == now.get(name))
     names = [name for name in mixed if name in pipeline.stages]
-    what = f"{some(names)}: git mixed two branches' entries in dvc.lock; this may never have run"
+    what = (
+        f"{first_few(names)}: git mixed two branches' entries in dvc.lock; this may never have run"
+    )
     advice = "`make setup-git`, merge again, then `dvc repro`."
     return [Finding("failure", what, advice)] if names else []
 
@@ -427,7 +429,7 @@ def changed_params(dep: Any) -> Iterator[str]:
             f"{key}: {shown(a)} then, {shown(b)} now"
             for key, a, b in differences(then.get(name, ...), now.get(name, ...), name)
         ]
-        yield f"it ran with a different `{name}` ({some(different)})"
+        yield f"it ran with a different `{name}` ({first_few(different)})"
 
 
 def shown(value: Any) -> str:
@@ -482,7 +484,7 @@ def listing(out: Any, stores: list[Any]) -> Any:
     """What an output's folder holds, from the first of these that has it; None if none does.
 
     Raises:
-        Broken: if it is another one than dvc.lock names: DVC does not look.
+        Damaged: if it is another one than dvc.lock names: DVC does not look.
     """
     from dvc_data.hashfile.tree import Tree
     from dvc_objects.errors import ObjectFormatError
@@ -495,7 +497,7 @@ def listing(out: Any, stores: list[Any]) -> Any:
         tree.digest()
         if tree.hash_info == out.hash_info and not any(".." in key for key, _, _ in tree):
             return tree
-        raise Broken(f"{out}: its folder's listing is not the one that dvc.lock names")
+        raise Damaged(f"{out}: its folder's listing is not the one that dvc.lock names")
     return None
 
 
@@ -509,7 +511,7 @@ def extra_files(pipeline: Pipeline) -> list[Finding]:
         paths = [Path(path) for path in repo.dvcignore.find(repo.fs, str(folder))]
         extra = sorted(shorter(path) for path in paths if pipeline.source(path) is None)
         if extra:
-            what = f"written by no stage, in a folder that stages read: {some(extra)}"
+            what = f"written by no stage, in a folder that stages read: {first_few(extra)}"
             advice = "DVC counts whatever lies there: remove it, then `dvc repro`."
             found.append(Finding("failure", what, advice))
     return found
@@ -558,7 +560,9 @@ def check_versions() -> list[Finding]:
     advice = "`dvc repro --force --single-item train@V` would tell what that changes."
     return [
         Finding(
-            "note", f"trained with {what}, and not {REQUIREMENTS}'s: {some(list(names))}", advice
+            "note",
+            f"trained with {what}, and not {REQUIREMENTS}'s: {first_few(list(names))}",
+            advice,
         )
         for what, names in others.items()
     ]
@@ -607,7 +611,7 @@ def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
             files = (listing(out, [store]) or ()) if out.hash_info.isdir else ()
             objects[out] = {out.hash_info.value, *(found.value for _, _, found in files)}
         there = set(store.list_oids_exists(sorted(set().union(*objects.values()))))
-    except Broken as error:
+    except Damaged as error:
         advice = f"Delete it on remote {name}, then `dvc push` where it was made."
         return [Finding("failure", str(error), advice)]
     except Exception as error:
@@ -616,7 +620,7 @@ def check_remote(pipeline: Pipeline, name: str, store: Any) -> list[Finding]:
     torn = [out for out in objects if out not in absent and objects[out] - there]
     found, push = [], f"`dvc push --remote {name}`"
     if absent:
-        what = f"not on remote {name}: {some(sorted(map(str, absent)))}"
+        what = f"not on remote {name}: {first_few(sorted(map(str, absent)))}"
         found.append(Finding("failure", what, f"{push} where they were made."))
     for out in torn:
         listed = out.hash_info.value
@@ -679,14 +683,15 @@ def chance_of_seeds(before: dict[str, Any], after: dict[str, Any]) -> float:
 def to_rerun(why: dict[str, list[str]]) -> list[Finding]:
     """A failure for each reason that some stages have to be run again."""
     return [
-        Finding("failure", f"{some(names)}: {what}", repro(names)) for what, names in why.items()
+        Finding("failure", f"{first_few(names)}: {what}", repro(names))
+        for what, names in why.items()
     ]
 
 
 def repro(names: list[str]) -> str:
     """What to do about stages."""
-    listed = " ".join(names[: doctor.NAMED])
-    more = " ..." if len(names) > doctor.NAMED else ""
+    listed = " ".join(names[:NAMED])
+    more = " ..." if len(names) > NAMED else ""
     return f"`dvc repro {listed}{more}`, then commit what it wrote."
 
 

@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,13 @@ def main() -> None:
             signal.signal(ending, signal.default_int_handler)
     if args.sweep:
         sys.exit(sweep(args))
-    source = cluster.elsewhere(args.remote) if args.address and not args.dry_run else None
+    source = cluster.pushed_source(args.remote) if args.address and not args.dry_run else None
     steps, outdated = pipeline.plan(args.targets, put=not args.dry_run)
     if not outdated:
         print(f"Up to date: {len(steps)} stages.")
         return
     if args.dry_run:
-        print(foreseen(outdated))
+        print(dry_run_text(outdated))
         return
     for found in doctor.check_disk(Path.cwd()):
         if found.level == "error":  # to be told now, and not after hours of training
@@ -54,7 +53,7 @@ def main() -> None:
     known = list(pipeline.locked())
     try:
         with connected(args) as connection:
-            where = Nodes(connection, source) if source else Here(connection)
+            where = ClusterRunner(connection, source) if source else LocalRunner(connection)
             code = Launch(steps, outdated, where).run()
     finally:
         if not set(outdated) <= set(known):
@@ -142,7 +141,7 @@ def share(text: str) -> float:
     return value
 
 
-def foreseen(outdated: list[str]) -> str:
+def dry_run_text(outdated: list[str]) -> str:
     """The stages that may have to run, and what the trainings among them took when they last ran.
 
     Fewer run if a change makes no difference to what a stage writes, if DVC has seen the same
@@ -171,15 +170,15 @@ def sweep(args: argparse.Namespace) -> int:
     """Runs the trials of a sweep and prints what came of them; returns the exit status."""
     from tools.sweep import Sweep, parse, report
 
-    source = cluster.elsewhere(args.remote) if args.address else cluster.here()
-    steps, _ = pipeline.plan(args.targets)
+    source = cluster.pushed_source(args.remote) if args.address else cluster.local_source()
+    steps = pipeline.plan(args.targets).steps
     trials = Sweep(dict(map(parse, args.sweep)), steps, args.targets, args.seeds, args.trials)
     with connected(args) as connection:
         code = report(trials.run(connection, source))
     return 128 + signal.SIGINT if trials.interrupted else code
 
 
-class Here:
+class LocalRunner:
     """Stages run in this folder."""
 
     def __init__(self, connection: local.Local) -> None:
@@ -187,8 +186,15 @@ class Here:
 
     def start(self, step: Step, log: Path) -> Any:
         outs = [*step.outs, *step.small_outs]
-        job = {"root": str(Path.cwd()), "stage": step.name, "outs": outs, "log": str(log)}
-        return self.connection.run_here(job)
+        return self.connection.run_here(
+            {
+                "stage": step.name,
+                "environment": {},
+                "root": str(Path.cwd()),
+                "outs": outs,
+                "log": str(log),
+            }
+        )
 
     def is_outdated(self, step: Step) -> bool:
         """DVC looks by itself when it is started."""
@@ -198,11 +204,11 @@ class Here:
         """The last line of each running stage's output."""
         return {name: node.last_line(log) for name, log in logs.items()}
 
-    def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
+    def collect(self, step: Step, outcome: node.Outcome, log: Path) -> None:
         """All is in its place already."""
 
 
-class Nodes:
+class ClusterRunner:
     """Stages run in clones on a cluster's nodes; results are brought here through git and DVC."""
 
     def __init__(self, connection: cluster.Connection, source: cluster.Source) -> None:
@@ -210,27 +216,28 @@ class Nodes:
 
     def start(self, step: Step, log: Path) -> Any:
         entries = pipeline.locked()
-        job = {
+        job: node.NodeJob = {
             "stage": step.name,
+            "environment": {},
             "outs": [*step.outs, *step.small_outs],
             "small_outs": step.small_outs,
             "inputs": step.inputs,
             "files": node.contents(Path(), step.small_inputs),
             "entries": {name: entries[name] for name in step.upstream if name in entries},
-            **asdict(self.source),
+            **self.source.fields(),
         }
         return self.connection.run_on_node(job)
 
     def is_outdated(self, step: Step) -> bool:
         """Whether it is still so after what ran before it: DVC sees whether its inputs changed."""
-        return step.name in pipeline.plan([step.name])[1]
+        return step.name in pipeline.plan([step.name]).outdated
 
     def lines(self, logs: dict[str, Path]) -> dict[str, str]:
         """The last line of each running stage's output, as its node tells it."""
         told = self.connection.lines()
         return {name: told.get(name, "") for name in logs}
 
-    def collect(self, step: Step, outcome: dict[str, Any], log: Path) -> None:
+    def collect(self, step: Step, outcome: node.Outcome, log: Path) -> None:
         """Puts a node's results where `dvc repro` looks for them."""
         log.write_bytes(outcome["log"])
         if outcome["code"]:
@@ -258,7 +265,9 @@ class Launch:
         where: runs a stage, here or elsewhere.
     """
 
-    def __init__(self, steps: dict[str, Step], outdated: list[str], where: Here | Nodes) -> None:
+    def __init__(
+        self, steps: dict[str, Step], outdated: list[str], where: LocalRunner | ClusterRunner
+    ) -> None:
         self.steps, self.where, self.jobs = steps, where, where.connection.jobs
         self.waiting = list(outdated)
         self.running: dict[Any, str] = {}
@@ -314,7 +323,7 @@ class Launch:
     def conclude(self, reference: Any) -> None:
         """Takes a stage's outcome."""
         name = self.running.pop(reference)
-        outcome: dict[str, Any] = {"code": 1}
+        outcome: node.Outcome = {"code": 1}
         try:
             outcome = self.where.connection.outcome(reference)
             self.where.collect(self.steps[name], outcome, self.log(name))

@@ -43,29 +43,32 @@ class Local:
             self._shares.put(share)
         self._on_gpu = bool(shares)
         self._threads = ThreadPoolExecutor(max_workers=self.jobs)
-        self._started: list[Future[dict[str, Any]]] = []
+        self._started: list[Future[node.Outcome]] = []
         self._others = set(psutil.Process().children())  # none of ours
 
     def slots(self) -> int:
         """How many jobs can run at once."""
         return self.jobs
 
-    def run_here(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
+    def run_here(self, job: node.LocalJob) -> Future[node.Outcome]:
         return self._submit(node.run_here, job)
 
-    def run_trial(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
+    def run_trial(self, job: node.TrialJob) -> Future[node.Outcome]:
         return self._submit(node.run_trial, job)
 
-    def _submit(self, function: Any, job: dict[str, Any]) -> Future[dict[str, Any]]:
+    def _submit(self, function: Any, job: node.StageJob) -> Future[node.Outcome]:
         self._started.append(self._threads.submit(self._run, function, job))
         return self._started[-1]
 
-    def _run(self, function: Any, job: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, function: Any, job: node.StageJob) -> node.Outcome:
+        outcome: node.Outcome
         if not (self._on_gpu and job["stage"].startswith(ON_DEVICE)):
-            return dict(function(job))
+            outcome = function(job)
+            return outcome
         share = self._shares.get()
         try:
-            return dict(function(job | {"environment": {"CUDA_VISIBLE_DEVICES": share}}))
+            outcome = function(job | {"environment": {"CUDA_VISIBLE_DEVICES": share}})
+            return outcome
         finally:
             self._shares.put(share)
 
@@ -74,9 +77,10 @@ class Local:
         done, _ = wait(references, seconds, FIRST_COMPLETED)
         return list(done)
 
-    def outcome(self, reference: Any) -> dict[str, Any]:
+    def outcome(self, reference: Any) -> node.Outcome:
         """What the job returned."""
-        return dict(reference.result())
+        outcome: node.Outcome = reference.result()
+        return outcome
 
     def end(self) -> None:
         """Ends what still runs, with all its processes.

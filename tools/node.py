@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired, TypedDict
 
 ATTEMPTS = 5
 PAUSES = (0, 1, 10, 60, 300)  # seconds; an editor with a commit message holds git's index
@@ -33,6 +33,102 @@ NOTES = ".dvc/tmp/site"  # DVC would take a folder in /var/tmp that everyone may
 FAILED = b"failed to run:"  # DVC, of a command that did not exit with 0
 
 
+class StageJob(TypedDict):
+    """What all that run a stage are told.
+
+    Attributes:
+        stage: its name.
+        environment: what its process has besides ours.
+    """
+
+    stage: str
+    environment: dict[str, str]
+
+
+class LocalJob(StageJob):
+    """A stage to be run in the caller's own folder.
+
+    Attributes:
+        root: the project's folder.
+        outs: the paths that the stage writes.
+        log: the path of its log, from the root.
+    """
+
+    root: str
+    outs: list[str]
+    log: str
+
+
+class CloneSource(TypedDict):
+    """A `cluster.Source` on its way to a node."""
+
+    url: str
+    revision: str
+    remote: str | None
+    folder: str | None
+    cache: str | None
+
+
+class CloneJob(StageJob, CloneSource):
+    """A stage to be run in a clone.
+
+    Attributes:
+        inputs: paths to pull.
+        small_outs: paths of the outputs that git keeps.
+    """
+
+    inputs: list[str]
+    small_outs: list[str]
+
+
+class NodeJob(CloneJob):
+    """A stage to be run on a cluster's node.
+
+    Attributes:
+        outs: the paths that the stage writes.
+        entries: those of dvc.lock that the stage builds on.
+        files: contents by path, which git has and the stage reads.
+    """
+
+    outs: list[str]
+    entries: dict[str, Any]
+    files: dict[str, bytes]
+
+
+class TrialJob(CloneJob):
+    """A training with other parameters, to become an experiment of DVC's.
+
+    Attributes:
+        name: the experiment's.
+        changes: to params.yaml: values by dotted key.
+        identity: who commits, as git's environment variables.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    identity: dict[str, str]
+
+
+class Outcome(TypedDict):
+    """What came of a job.
+
+    Attributes:
+        code: 0 if all went well.
+        ran: whether the stage's command was started.
+        error: what to do about a result that was not recorded or saved, or empty.
+        log: what was printed.
+        entry: the stage's in dvc.lock.
+        files: the contents of its small outputs by path.
+    """
+
+    code: int
+    ran: NotRequired[bool]
+    error: NotRequired[str]
+    log: NotRequired[bytes]
+    entry: NotRequired[Any]
+    files: NotRequired[dict[str, bytes]]
+
+
 class Board:
     """An actor on which nodes write what their stages print, for the caller to show."""
 
@@ -46,36 +142,23 @@ class Board:
         return self.lines
 
 
-def run_here(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs one stage in the caller's own folder.
-
-    Args:
-        job: the project's `root`, the `stage`, its `outs` (paths), its `log` (a path), and what
-            its `environment` has besides ours, if anything.
-
-    Returns:
-        `code`: 0 if all went well; `ran`: whether its command was started; `error`: what to do
-        about a result that was not recorded, or empty.
-    """
+def run_here(job: LocalJob) -> Outcome:
+    """Runs one stage in the caller's own folder; returns `code`, `ran` and `error`."""
     root, log = Path(job["root"]), Path(job["root"], job["log"])
     with open(log, "w+b") as file:
-        return reproduce(root, job["stage"], job["outs"], file, job.get("environment"))
+        return reproduce(root, job["stage"], job["outs"], file, job["environment"])
 
 
-def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
+def run_on_node(job: NodeJob, board: Any) -> Outcome:
     """Runs one stage in this node's clone of the revision, and pushes what it wrote.
 
     Args:
         board: the actor to write on.
-        job: besides `stage` and `outs` the `url` of the git repository, the `revision`, the DVC
-            `remote` (None for the default one), the `entries` of dvc.lock that the stage builds on,
-            its `inputs` (paths to pull), `files` (contents by path) and `small_outs` (paths).
 
     Returns:
-        `code` and `ran` as `run_here`; the `log`'s bytes, the stage's `entry` in dvc.lock, and the
-        contents of the small outputs as `files`.
+        `code`, `ran`, `log`, `entry` and `files`.
     """
-    outcome: dict[str, Any] = {"code": 1, "ran": False}
+    outcome: Outcome = {"code": 1, "ran": False}
     find_python()
     remote = ["--remote", job["remote"]] if job["remote"] else []
     base = node_folder(job["url"])
@@ -88,29 +171,24 @@ def run_on_node(job: dict[str, Any], board: Any) -> dict[str, Any]:
             pull = ["pull", *remote, *job["inputs"]]
             outcome["code"] = dvc(folder, file, *pull) if job["inputs"] else 0
             if outcome["code"] == 0:
-                outcome |= reproduce(folder, job["stage"], job["outs"], file)
+                outcome = reproduce(folder, job["stage"], job["outs"], file)
                 if error := outcome.pop("error"):  # what to do, in this node's clone
                     file.write(f"In {folder}: {error}\n".encode())
             if outcome["code"] == 0:
                 outcome["code"] = dvc(folder, file, "push", *remote, job["stage"])
-            outcome |= results(folder, job)
+            outcome["entry"] = locked_entry(folder, job["stage"])
+            outcome["files"] = contents(folder, job["small_outs"])
             if outcome["entry"] is None:
                 outcome["code"] = outcome["code"] or 1
-    return outcome | {"log": log.read_bytes()}
+    outcome["log"] = log.read_bytes()
+    return outcome
 
 
-def run_trial(job: dict[str, Any]) -> dict[str, Any]:
+def run_trial(job: TrialJob) -> Outcome:
     """Runs one training with other parameters, in a clone of its own, as an experiment of DVC's.
 
-    Args:
-        job: the experiment's `name`, the `changes` to params.yaml (values by dotted key), `stage`,
-            `inputs`, `small_outs`, `url`, `revision` and `remote` as of `run_on_node`, and where
-            clones are made (`folder`) with which DVC `cache`; None on another machine. Also who
-            commits (`identity`, as git's environment variables), and perhaps its `environment` as
-            of `run_here`.
-
     Returns:
-        `code`, `log` and `files` as `run_on_node`, `error` as `run_here`.
+        `code`, `log`, `files` and `error`.
     """
     import filelock
 
@@ -135,7 +213,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         if code == 0 and not job["cache"]:  # to be told now, and not after hours of training
             push = ("push", "--dry-run", "--quiet", "origin", f"HEAD:refs/exps/{job['name']}")
             code = git(file, "-C", str(folder), *push)
-        environment = job["identity"] | job.get("environment", {})
+        environment = job["identity"] | job["environment"]
         for command in ([*fetch, *job["inputs"]], ["repro", *only, job["stage"]]):
             code = code or dvc(folder, file, *command, environment=environment)
         trained = code == 0
@@ -160,7 +238,7 @@ def reproduce(
     outs: list[str],
     log: IO[bytes],
     environment: dict[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Outcome:
     """Has DVC bring one stage up to date, whatever else DVC is doing here meanwhile.
 
     DVC waits for the project's lock, but for half a dozen tries only for the one that guards its
@@ -329,7 +407,7 @@ def remove(tree: Any, key: list[str]) -> None:
         del tree[first]
 
 
-def hand_over(folder: Path, job: dict[str, Any]) -> None:
+def hand_over(folder: Path, job: NodeJob) -> None:
     """Puts the caller's lock entries and small files into a clone: they may be newer than git's."""
     from dvc.repo import Repo
     from dvc.utils.serialize import modify_yaml
@@ -389,15 +467,15 @@ def last_line(path: Path) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def results(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """What the caller is to have: the stage's lock entry, and its small outputs' contents."""
+def locked_entry(folder: Path, stage: str) -> Any:
+    """A stage's entry in a clone's dvc.lock; None if there is none."""
     from dvc.repo import Repo
     from dvc.utils.serialize import load_yaml
 
     lock = folder / "dvc.lock"
     with Repo(folder, _wait_for_lock=True) as repo, repo.lock:  # DVC writes it in place
         stages = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
-    return {"files": contents(folder, job["small_outs"]), "entry": stages.get(job["stage"])}
+    return stages.get(stage)
 
 
 def contents(folder: Path, paths: Iterable[str]) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
@@ -39,7 +39,20 @@ class Step:
     small_inputs: list[str]
 
 
-def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[str]]:
+class Plan(NamedTuple):
+    """What `dvc repro` looks at.
+
+    Attributes:
+        steps: the stages by name, in DVC's order.
+        outdated: the names of those that may have to run, in the same order: what `dvc status`
+            calls changed, and everything downstream.
+    """
+
+    steps: dict[str, Step]
+    outdated: list[str]
+
+
+def plan(targets: list[str], put: bool = False) -> Plan:
     """What `dvc repro TARGETS` looks at, and what of it is out of date.
 
     Args:
@@ -50,10 +63,6 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
 
     A process of its own looks: what DVC notes of who reads what may outlive a process that was kept
     from taking the note back, and a launch goes on for hours.
-
-    Returns:
-        The stages by name, in DVC's order, and the names of those that may have to run, in the same
-        order: what `dvc status` calls changed, and everything downstream.
 
     Raises:
         StageError: if there is no such target, dvc.yaml is not valid, or another DVC is at work.
@@ -69,7 +78,7 @@ def plan(targets: list[str], put: bool = False) -> tuple[dict[str, Step], list[s
     if found["saved"]:
         outs = f"the outputs of {', '.join(found['saved'])}"
         print(f"Put into DVC's cache, which had lost them: {outs}. `dvc push` shares them.")
-    return {each["name"]: Step(**each) for each in found["steps"]}, found["outdated"]
+    return Plan({each["name"]: Step(**each) for each in found["steps"]}, found["outdated"])
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from stages.shared.stage import StageError, duration, outputs
 from tools.command import run
 from tools.compare import Variance, t_test
+from tools.formatting import interval, markdown, measured, number, published
 from tools.results import Result, Revision
-from tools.show import figure, interval, markdown, measured, published
 
 README = Path("README.md")
 BASE = "cifar10-air90"  # its ablations are the variants whose names begin with this and a dash
@@ -101,12 +101,12 @@ def ablation(result: Result, base: Result | None) -> tuple[str, ...]:
             _, low, high = t_test(points, variances)
             difference += f" ({low:+.2f} to {high:+.2f})"
     seconds = "-" if row["train_seconds"] is None else duration(row["train_seconds"])
-    return (name, measured(row), difference, seconds, figure(row["parameters"], ","))
+    return (name, measured(row), difference, seconds, number(row["parameters"], ","))
 
 
 def line(result: Result) -> tuple[str, ...]:
     """A variant's cells; a dash is what has not been measured yet."""
-    row, recipe = result.row, result.parameters["recipe"]
+    row, recipe = result.row, result.hyperparameters["recipe"]
     trained = {each["epochs"] for each in result.record.get("trainings", [])} or {recipe["epochs"]}
     epochs = " to ".join(map(str, sorted({min(trained), max(trained)})))
     precision = recipe["precision"].replace("_", " ")
@@ -123,7 +123,7 @@ def line(result: Result) -> tuple[str, ...]:
         precision,
         "-" if seconds is None else duration(seconds),
         row["device"] or "-",
-        figure(row["parameters"], ","),
+        number(row["parameters"], ","),
     ]
     return tuple(cells)
 

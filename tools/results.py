@@ -45,7 +45,7 @@ PUBLISHED = {  # accuracies as their sources give them; shown beside ours, never
     "cifar100-deep-bn": 0.60,
     "cifar100-convnet": 0.35,
 }
-PUBLISHED_OF = {  # what keeps a source's accuracy from being compared with ours to the digit
+PUBLISHED_NOTES = {  # what keeps a source's accuracy from being compared with ours to the digit
     "cifar10-deep-6epoch": "after an earlier fit",
     "cifar10-shallow": "about; another network",
     "cifar10-deep-bn": "about",
@@ -309,8 +309,8 @@ class Result:
         return Predictions(images[0], np.array(right))
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The variant's parameters, with those of its recipe in place of the recipe's name.
+    def hyperparameters(self) -> dict[str, Any]:
+        """The variant's block of params.yaml, with that of its recipe in place of its name.
 
         Those that it was trained with, by dvc.lock; before its first training those of params.yaml.
         """
@@ -381,7 +381,7 @@ class Result:
         return schema.parse(data, kind, path, of.name if of.commit else "")
 
 
-def replaceable(folder: Path, *marks: str) -> Path:
+def check_out_folder(folder: Path, *marks: str) -> Path:
     """The folder that `--out` names, if what is written may take the place of what is there.
 
     Args:

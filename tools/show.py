@@ -13,8 +13,9 @@ import json
 import sys
 from typing import Any
 
-from tools.command import plain, run
-from tools.results import PUBLISHED_OF, RESULTS, Result, datasets_of, revisions
+from tools.command import run
+from tools.formatting import interval, markdown, measured, number, table
+from tools.results import RESULTS, Result, datasets_of, revisions
 
 HEADER = ("variant", "accuracy", "95 % interval", "loss", "parameters", "seeds", "s/seed", "device")
 SORTABLE = ("accuracy", "loss", "parameters", "seeds", "train_seconds", "variant")
@@ -80,52 +81,12 @@ def line(result: Result) -> tuple[str, ...]:
         result.variant,
         measured(row),
         interval(row),
-        figure(row["loss"], ".3f"),
-        figure(row["parameters"], ","),
-        figure(row["seeds"], ""),
-        figure(row["train_seconds"], ",.0f"),
+        number(row["loss"], ".3f"),
+        number(row["parameters"], ","),
+        number(row["seeds"], ""),
+        number(row["train_seconds"], ",.0f"),
         row["device"] or "-",
     )
-
-
-def figure(value: float | None, form: str) -> str:
-    """A number in a form; a dash is what is not there."""
-    return "-" if value is None else format(value, form)
-
-
-def measured(row: dict[str, Any]) -> str:
-    """An accuracy with its standard deviation over seeds, if there are several."""
-    deviation = row.get("accuracy_std")
-    spread = "" if deviation is None else f" ± {deviation:.2%}"
-    return f"{row['accuracy']:.2%}{spread}"
-
-
-def interval(row: dict[str, Any]) -> str:
-    """The 95 % interval of an accuracy (`results.accuracy_interval`)."""
-    return f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
-
-
-def published(row: dict[str, Any]) -> str:
-    """A source's accuracy, and what to know about it."""
-    if row["published"] is None:
-        return "-"
-    of = PUBLISHED_OF.get(row["variant"])
-    return f"{row['published']:.2%}" + (f" ({of})" if of else "")
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Left-aligned columns, with a rule under the first row."""
-    rows = [tuple(map(plain, row)) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
-    return "\n".join(lines)
 
 
 def print_rows(rows: list[dict[str, Any]], form: str) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Sweep:
         self.tree = params.load().model_dump()
         for key in space:
             check_key(self.tree, key)
-        self.variant = the_variant(self.tree, list(space), targets)
+        self.variant = find_variant(self.tree, list(space), targets)
         if seeds and f"variants.{self.variant}.seeds" in space:
             raise StageError("--seeds sets the seeds of all trials: omit it to sweep over seeds.")
         self.step = steps[f"train@{self.variant}"]
@@ -291,19 +291,20 @@ class Sweep:
             names = ", ".join(found["name"] for _, found in running.values()) or "nothing"
             print(f"Interrupted; ending {names}.", file=sys.stderr)
 
-    def job(self, name: str, values: dict[str, Any], source: cluster.Source) -> dict[str, Any]:
+    def job(self, name: str, values: dict[str, Any], source: cluster.Source) -> node.TrialJob:
         """What a worker has to know of one trial."""
         return {
             "name": name,
             "stage": self.step.name,
+            "environment": {},
             "changes": values | self.fixed(),
             "identity": identity(),
             "inputs": list(self.step.inputs),
             "small_outs": list(self.step.small_outs),
-            **asdict(source),
+            **source.fields(),
         }
 
-    def conclude(self, trial: optuna.Trial, outcome: dict[str, Any], name: str) -> dict[str, Any]:
+    def conclude(self, trial: optuna.Trial, outcome: node.Outcome, name: str) -> dict[str, Any]:
         """Tells Optuna; returns the `accuracies`, one per seed, or the `error`."""
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{name}.log"
@@ -317,7 +318,7 @@ class Sweep:
         return {"accuracies": accuracies, "error": ""}
 
 
-def outcome_of(connection: cluster.Connection | local.Local, reference: Any) -> dict[str, Any]:
+def outcome_of(connection: cluster.Connection | local.Local, reference: Any) -> node.Outcome:
     """What came of a trial; one that could not be run at all must not end the others."""
     try:
         return connection.outcome(reference)
@@ -339,7 +340,7 @@ def check_key(tree: dict[str, Any], key: str) -> None:
         found = found[part]
 
 
-def the_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> str:
+def find_variant(tree: dict[str, Any], keys: list[str], targets: list[str]) -> str:
     """The one variant that the keys concern.
 
     Raises:
