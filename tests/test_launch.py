@@ -921,6 +921,20 @@ def test_a_stage_is_tried_again_while_dvcs_guard_is_taken(tmp_path: Path, impati
     assert (folder / "ran").read_text() == "once\n"
 
 
+def test_what_a_node_runs_can_be_sent_to_where_the_project_is_not() -> None:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(node)
+    try:
+        sent = ray.cloudpickle.dumps([node.Board, node.run_on_node, node.run_trial])
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(node)
+    program = "import pickle, sys; print([e.__name__ for e in pickle.load(sys.stdin.buffer)])"
+    isolated = [sys.executable, "-I", "-c", program]
+    received = subprocess.run(isolated, input=sent, capture_output=True, check=False)
+    assert received.stdout.decode() == "['Board', 'run_on_node', 'run_trial']\n", received.stderr
+
+
 def test_a_node_runs_nothing_from_where_others_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

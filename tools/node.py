@@ -5,6 +5,8 @@ needs no checkout but the one that it makes here. A node of a cluster keeps its 
 revision, in LAUNCH_FOLDER (`~/.cache/cifar-pipeline` if that is not set), with one DVC cache.
 """
 
+from __future__ import annotations  # the types below stay here: Ray cannot send a TypedDict
+
 import hashlib
 import os
 import platform
